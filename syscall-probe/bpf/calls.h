@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * System calls that change what a process is made of or who holds a socket.
+ *
+ * A generation moved at the end of the call alone would be late: another thread can use a mapping, and another process a descriptor, before
+ * the call returns. So a watched call counts as *in flight* from its start to its end, and while it is nothing derived from the process may
+ * be used or kept.
+ *
+ * Seen here and not as single tracepoint/syscalls/NAME programs: those cost the same on every system call and miss 32-bit calls (int 0x80).
+ */
+#pragma once
+
+#include "maps.h"
+
+#define PROT_READ 1
+#define PROT_EXEC 4
+#define SHM_EXEC 0100000
+#define READ_IMPLIES_EXEC 0x0400000
+#define PR_SET_MM 35
+#define TS_COMPAT 2		   /* arch/x86/include/asm/thread_info.h: the call came by a 32-bit entry */
+#define X32_SYSCALL_BIT 0x40000000
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_DGRAM 2
+#define SOCK_BINDPORT_LOCK 8	   /* include/net/sock.h: the port was asked for by bind(), not chosen by the kernel */
+/* Numbers without the size field, as the kernel's own switch compares them. */
+#define IOC_SIZE_MASK 0x3fff0000u
+#define SECCOMP_NOTIF_ADDFD 0x40002103u
+#define BINDER_WRITE_READ 0xc0006201u
+#define SOCKETCALL_CONNECT 3
+#define SOCKETCALL_SENDMSG 16
+#define SOCKETCALL_SENDMMSG 20
+#define IPC_SHMAT 21
+
+/* What a watched call does; kept with the slot it was counted in while it is in flight. */
+#define IN_FLIGHT_SLOT 0x0000ffffu
+#define IN_FLIGHT_PROCESS 0x00010000u  /* changes the calling process, or gives away what it holds */
+#define IN_FLIGHT_MAPPING 0x00020000u  /* may map something executable: worth an event */
+#define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
+#define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
+_Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
+
+static __always_inline u32 maps_executable(struct task_struct *task, unsigned long prot)
+{
+	if (prot & PROT_EXEC)
+		goto mapping;
+	if ((prot & PROT_READ) && (task->personality & READ_IMPLIES_EXEC))
+		goto mapping;
+	return 0;
+mapping:
+	/* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here knows which they are. A
+	   reader of /proc/PID/maps also counts as a user for a moment: then the wide generation moves for nothing. */
+	if (task->mm->mm_users.counter > task->signal->nr_threads)
+		return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING | IN_FLIGHT_WIDE;
+	return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING;
+}
+
+static __always_inline u32 attaches_executable(struct task_struct *task, unsigned long flags)
+{
+	return maps_executable(task, flags & SHM_EXEC ? PROT_EXEC : PROT_READ);
+}
+
+static __always_inline struct sock *socket_of(struct task_struct *task, u32 fd)
+{
+	struct fdtable *table = task->files->fdt;
+	struct file **files = table->fd;
+	struct socket *socket;
+	struct file *file = 0;
+
+	if (fd >= table->max_fds)
+		return 0;
+	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
+		return 0;
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	/* Null for a socket's path opened with O_PATH; reading through null gives null. */
+	socket = BPF_CORE_READ(file, private_data);
+	return BPF_CORE_READ(socket, sk);
+}
+
+/* Only AF_UNIX sockets carry descriptors (the kernel's __scm_send). Whether this message does is in user memory, where another thread can
+   change it after we look: every message counts. */
+static __always_inline u32 passes_descriptors(struct task_struct *task, u32 fd)
+{
+	struct sock *sk = socket_of(task, fd);
+
+	return sk && BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX ? IN_FLIGHT_PROCESS : 0;
+}
+
+/* connect(AF_UNSPEC) on a datagram socket gives a port chosen by the kernel back, with no hook of its own and the socket still open. The
+   address is in user memory: every connect() of a datagram socket that has such a port counts. A fresh one (DNS look-ups) has none yet. */
+static __always_inline u32 gives_up_port(struct task_struct *task, u32 fd)
+{
+	struct sock *sk = socket_of(task, fd);
+	u16 family;
+
+	if (!sk || BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) != SOCK_DGRAM)
+		return 0;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	if (!BPF_CORE_READ(sk, __sk_common.skc_num) || (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK))
+		return 0;
+	return IN_FLIGHT_PROCESS;
+}
+
+/* A seccomp supervisor installs a descriptor of its own in its target; binder sends descriptors like a Unix socket. */
+static __always_inline u32 installs_descriptors(u32 command)
+{
+	command &= ~IOC_SIZE_MASK;
+	return command == SECCOMP_NOTIF_ADDFD || command == BINDER_WRITE_READ ? IN_FLIGHT_PROCESS : 0;
+}
+
+/* Numbers from arch/x86/entry/syscalls/syscall_64.tbl; 512 and up are x32's own, to be had with and (before 5.4) without its bit. */
+static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *regs, u32 nr)
+{
+	switch (nr) {
+	case 9:	  /* mmap */
+	case 10:  /* mprotect */
+	case 329: /* pkey_mprotect */
+		return maps_executable(task, regs->dx);
+	case 30: /* shmat */
+		return attaches_executable(task, regs->dx);
+	case 134: /* uselib */
+		return maps_executable(task, PROT_EXEC);
+	case 157: /* prctl */
+		return (u32)regs->di == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
+	case 46:  /* sendmsg */
+	case 307: /* sendmmsg */
+	case 518: /* x32 sendmsg */
+	case 538: /* x32 sendmmsg */
+		return passes_descriptors(task, regs->di);
+	case 42: /* connect */
+		return gives_up_port(task, regs->di);
+	case 16:  /* ioctl */
+	case 514: /* x32 ioctl */
+		return installs_descriptors(regs->si);
+	case 425: /* io_uring_setup */
+	case 426: /* io_uring_enter */
+	case 427: /* io_uring_register */
+		return IN_FLIGHT_UNSEEN;
+	case 438: /* pidfd_getfd */
+		return IN_FLIGHT_PROCESS | IN_FLIGHT_WIDE;
+	}
+	return 0;
+}
+
+/* Numbers from arch/x86/entry/syscalls/syscall_32.tbl. */
+static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *regs, u32 nr)
+{
+	u32 call = regs->bx;
+
+	switch (nr) {
+	case 90: /* mmap: its arguments are in user memory */
+	case 86: /* uselib */
+		return maps_executable(task, PROT_EXEC);
+	case 192: /* mmap2 */
+	case 125: /* mprotect */
+	case 380: /* pkey_mprotect */
+		return maps_executable(task, regs->dx);
+	case 397: /* shmat */
+		return attaches_executable(task, regs->dx);
+	case 117: /* ipc: the version is in the upper half */
+		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) : 0;
+	case 172: /* prctl */
+		return call == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
+	case 370: /* sendmsg */
+	case 345: /* sendmmsg */
+		return passes_descriptors(task, call);
+	case 362: /* connect */
+		return gives_up_port(task, call);
+	case 102: /* socketcall: the descriptor is in user memory */
+		return call == SOCKETCALL_CONNECT || call == SOCKETCALL_SENDMSG || call == SOCKETCALL_SENDMMSG ? IN_FLIGHT_PROCESS : 0;
+	case 54: /* ioctl */
+		return installs_descriptors(regs->cx);
+	case 425: /* io_uring_setup */
+	case 426: /* io_uring_enter */
+	case 427: /* io_uring_register */
+		return IN_FLIGHT_UNSEEN;
+	case 438: /* pidfd_getfd */
+		return IN_FLIGHT_PROCESS | IN_FLIGHT_WIDE;
+	}
+	return 0;
+}
+
+/* The numbers of both tables. It runs on every system call of the machine, so it looks at the number and at nothing else; which table the
+   number is from is found out for the few that pass. */
+static __always_inline bool watched(u32 nr)
+{
+	switch (nr) {
+	case 9: case 10: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 102: case 117: case 125: case 134: case 157:
+	case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397: case 425: case 426: case 427: case 438:
+	case 514: case 518: case 538:
+		return 1;
+	}
+	return 0;
+}
+
+static __always_inline u32 changes(struct task_struct *task, struct pt_regs *regs, u32 nr)
+{
+	return task->thread_info.status & TS_COMPAT ? changes_32(task, regs, nr) : changes_64(task, regs, nr);
+}
+
+static __always_inline void begin(u32 what)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 note = (thread >> 32 & IN_FLIGHT_SLOT) | what;
+	struct process_slot *slot = process_slot(thread >> 32);
+	struct wide *all = wide_slot();
+
+	if (!slot || !all)
+		return;
+	if (what & IN_FLIGHT_UNSEEN) {
+		distrust_process(thread >> 32);
+		return;
+	}
+	/* Without a note the end of the call would not be counted, so neither is its start. A note that is already there was left by a call
+	   whose end was missed: it cannot happen, and if it does the count is no longer to be believed. A wide call without a note cannot be
+	   awaited; then everything that is derived while it runs must be distrusted, which only the table of 65536 running calls can cause. */
+	if (bpf_map_update_elem(&in_flight_threads, &thread, &note, BPF_NOEXIST)) {
+		if (what & IN_FLIGHT_WIDE) {
+			__sync_fetch_and_add(&all->in_flight, 1);
+			move(&all->generation);
+		}
+		distrust_process(thread >> 32);
+		return;
+	}
+	__sync_fetch_and_add(&slot->in_flight, 1);
+	move(&slot->generation);
+	if (what & IN_FLIGHT_WIDE) {
+		__sync_fetch_and_add(&all->in_flight, 1);
+		move(&all->generation);
+	}
+}
+
+/* Generations move before the counts fall: who sees nothing in flight sees the new generation too. */
+static __always_inline void end(u64 thread, u32 note)
+{
+	struct process_slot *slot = process_slot(note & IN_FLIGHT_SLOT);
+	struct wide *all = wide_slot();
+
+	if (!slot || !all)
+		return;
+	move(&slot->generation);
+	if (note & IN_FLIGHT_WIDE) {
+		move(&all->generation);
+		__sync_fetch_and_add(&all->in_flight, -1);
+	}
+	__sync_fetch_and_add(&slot->in_flight, -1);
+	bpf_map_delete_elem(&in_flight_threads, &thread);
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(on_sys_enter, struct pt_regs *regs, long id)
+{
+	u32 nr = (u32)id & ~X32_SYSCALL_BIT;
+	u32 what;
+
+	if (!watched(nr))
+		return 0;
+	what = changes(bpf_get_current_task_btf(), regs, nr);
+	if (what)
+		begin(what);
+	return 0;
+}
+
+/* What ends is what was noted at the start: descriptors and registers may be others by now. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
+{
+	u32 nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;
+	struct task_struct *task;
+	u64 thread;
+	u32 *found, note;
+
+	if (!watched(nr))
+		return 0;
+	thread = bpf_get_current_pid_tgid();
+	found = bpf_map_lookup_elem(&in_flight_threads, &thread);
+	if (!found)
+		return 0;
+	note = *found;
+	end(thread, note);
+	if ((note & IN_FLIGHT_MAPPING) && (unsigned long)ret < -4095UL) {
+		task = bpf_get_current_task_btf();
+		tell(EVENT_EXEC_MAPPING, thread >> 32, task->group_leader->start_boottime, 0);
+	}
+	return 0;
+}
+
+/*
+ * Run once over all threads, after the two programs above were attached: a call that began before them is not counted in flight, and a ring
+ * that was set up before them is not known. Both make their process one not to be trusted. The registers of a thread that is in user
+ * mode are those of its last call; such a process is distrusted for nothing.
+ */
+SEC("iter/task")
+int distrust_running(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct pt_regs *regs;
+	u32 nr;
+
+	if (!task || !task->mm)
+		return 0;
+	if (task->io_uring) {
+		distrust_process(task->tgid);
+		return 0;
+	}
+	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;
+	if (watched(nr) && changes(task, regs, nr))
+		distrust_process(task->tgid);
+	return 0;
+}

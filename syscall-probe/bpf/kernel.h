@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The kernel types the programs touch, and of each type only the fields they touch.
+ *
+ * Offsets are not taken from here: `preserve_access_index` makes clang emit a CO-RE relocation for every access, and the loader resolves it
+ * against the running kernel's BTF. A full vmlinux.h would add 130,000 lines and say no more.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __s32 s32;
+typedef __u64 u64;
+typedef __s64 s64;
+typedef _Bool bool;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* x86-64 names. A 32-bit call uses bx, cx, dx, si, di, bp for its arguments, a 64-bit call di, si, dx, r10, r8, r9. */
+struct pt_regs {
+	unsigned long bx, cx, dx, si, di, orig_ax;
+};
+
+struct thread_info {
+	u32 status;
+};
+
+struct atomic {
+	int counter;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct atomic count;
+	struct fdtable *fdt;
+};
+
+struct mm_struct {
+	struct atomic mm_users;
+};
+
+struct signal_struct {
+	struct atomic live;
+	int nr_threads;
+};
+
+struct io_uring_task;
+
+struct task_struct {
+	struct thread_info thread_info;
+	struct mm_struct *mm;
+	unsigned int personality;
+	int pid;
+	int tgid;
+	struct task_struct *group_leader;
+	u64 start_boottime;
+	struct files_struct *files;
+	struct io_uring_task *io_uring;
+	struct signal_struct *signal;
+};
+
+struct inode {
+	u16 i_mode;
+	unsigned long i_ino;
+};
+
+struct file {
+	void *private_data;
+	struct inode *f_inode;
+};
+
+/* Since 6.13: references of a file, stored as their number minus one. */
+struct file___with_ref {
+	struct {
+		struct {
+			s64 counter;
+		} refcnt;
+	} f_ref;
+};
+
+/* Before 6.13: references of a file, stored as they are. */
+struct file___with_count {
+	struct {
+		s64 counter;
+	} f_count;
+};
+
+struct in6_addr {
+	u8 bytes[16];
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct sock_common {
+	u32 skc_daddr;
+	u32 skc_rcv_saddr;
+	u16 skc_dport;
+	u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	unsigned char skc_reuse : 4;
+	unsigned char skc_reuseport : 1;
+	unsigned char skc_ipv6only : 1;
+	struct {
+		struct net *net;
+	} skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	u8 sk_userlocks; /* a bit field before 6.x: read it with BPF_CORE_READ_BITFIELD_PROBED */
+	u16 sk_protocol;
+	u16 sk_type;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct inet_sock {
+	u16 inet_sport;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	u32 fd;
+	struct file *file;
+};
+
+#pragma clang attribute pop

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * What the kernel side shares with the daemon: the arrays of generations, the socket table, the events. src/layout.rs mirrors every value and
+ * asserts the same sizes.
+ *
+ * Arrays are indexed by a hash of the thing, never by the thing: they are bounded, cannot fill, and need no clean-up. Two things that share
+ * a slot make each other's answers miss, which costs speed and never truth.
+ */
+#pragma once
+
+#include "kernel.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#define PROCESS_SLOTS 65536
+#define PORTS 65536
+#define FILE_SLOTS 131072
+#define SOCKETS 131072
+#define IN_FLIGHT_THREADS 65536
+#define EVENT_BYTES (1 << 20)
+
+/* Index: tgid (in the initial pid namespace) modulo PROCESS_SLOTS. */
+struct process_slot {
+	u64 generation;
+	s32 in_flight;	/* watched calls that have begun and not ended */
+	u32 unreliable; /* sticky: a process of this slot can change without a call that we see */
+};
+_Static_assert(sizeof(struct process_slot) == 16, "mirrored in src/layout.rs");
+
+/* Index: inode number modulo FILE_SLOTS. */
+struct file_slot {
+	u32 watched; /* set by the daemon */
+	u32 generation;
+};
+_Static_assert(sizeof(struct file_slot) == 8, "mirrored in src/layout.rs");
+
+struct wide {
+	u64 generation;	  /* moves when it cannot be said whose answers went stale */
+	u64 file_epoch;	  /* moves with the generation of any watched file slot */
+	u64 lost_events;  /* events for which the ring had no room */
+	u64 raw_sockets;  /* SOCK_RAW sockets created since the probe was loaded */
+	s32 in_flight;	  /* calls in flight that may change any process */
+	u32 padding;
+};
+_Static_assert(sizeof(struct wide) == 40, "mirrored in src/layout.rs");
+
+/* Key: socket cookie. */
+struct created_socket {
+	u32 creator; /* tgid */
+	u32 flags;   /* CREATED_* */
+	u64 creator_start; /* start_boottime of the thread group leader, ns */
+	u64 process_generation;
+	u64 wide_generation;
+};
+_Static_assert(sizeof(struct created_socket) == 32, "mirrored in src/layout.rs");
+#define CREATED_RAW 1u
+#define CREATED_SHARED_TABLE 2u
+
+enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4 };
+
+struct event {
+	u32 kind;
+	u32 tgid;
+	u64 start; /* start_boottime of the thread group leader, ns */
+	u32 other_tgid;
+	u32 padding;
+};
+_Static_assert(sizeof(struct event) == 24, "mirrored in src/layout.rs");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, PROCESS_SLOTS);
+	__type(key, u32);
+	__type(value, struct process_slot);
+} process_slots SEC(".maps");
+
+/* Index: local port, host order. All protocols and network namespaces share it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, PORTS);
+	__type(key, u32);
+	__type(value, u64);
+} port_generations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, FILE_SLOTS);
+	__type(key, u32);
+	__type(value, struct file_slot);
+} file_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct wide);
+} wide SEC(".maps");
+
+/* Least recently used entries make room: sockets that are gone need no release to be forgotten. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SOCKETS);
+	__type(key, u64);
+	__type(value, struct created_socket);
+} sockets SEC(".maps");
+
+/* Key: pid_tgid of a thread in a watched call. Value: IN_FLIGHT_* and the slot that was counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, IN_FLIGHT_THREADS);
+	__type(key, u64);
+	__type(value, u32);
+} in_flight_threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, EVENT_BYTES);
+} events SEC(".maps");
+
+/* A locked add is a full barrier on x86: what the kernel did before the hook is visible to whoever sees the new value. */
+static __always_inline void move(u64 *generation)
+{
+	__sync_fetch_and_add(generation, 1);
+}
+
+static __always_inline struct wide *wide_slot(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&wide, &zero);
+}
+
+static __always_inline void move_wide(void)
+{
+	struct wide *all = wide_slot();
+
+	if (all)
+		move(&all->generation);
+}
+
+static __always_inline struct process_slot *process_slot(u32 tgid)
+{
+	u32 index = tgid & (PROCESS_SLOTS - 1);
+
+	return bpf_map_lookup_elem(&process_slots, &index);
+}
+
+static __always_inline void move_process(u32 tgid)
+{
+	struct process_slot *slot = process_slot(tgid);
+
+	if (slot)
+		move(&slot->generation);
+}
+
+/* The mark comes before the generation: who sees the new generation sees the mark too. */
+static __always_inline void distrust_process(u32 tgid)
+{
+	struct process_slot *slot = process_slot(tgid);
+
+	if (!slot)
+		return;
+	*(volatile u32 *)&slot->unreliable = 1;
+	move(&slot->generation);
+}
+
+static __always_inline void move_port(u16 port)
+{
+	u32 index = port;
+	u64 *generation = bpf_map_lookup_elem(&port_generations, &index);
+
+	if (generation)
+		move(generation);
+}
+
+static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other_tgid)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct wide *all;
+
+	if (event) {
+		event->kind = kind;
+		event->tgid = tgid;
+		event->start = start;
+		event->other_tgid = other_tgid;
+		event->padding = 0;
+		bpf_ringbuf_submit(event, 0);
+		return;
+	}
+	all = wide_slot();
+	if (!all)
+		return;
+	__sync_fetch_and_add(&all->lost_events, 1);
+	move(&all->generation);
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Processes that begin, become another program, and end.
+ */
+#pragma once
+
+#include "calls.h"
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task)
+{
+	move_process(task->tgid);
+	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
+	return 0;
+}
+
+/* Before the child runs for the first time: it holds the parent's sockets from here on. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (parent->tgid == child->tgid)
+		return 0;
+	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without any call of its own. */
+	if (parent->files == child->files) {
+		distrust_process(parent->tgid);
+		distrust_process(child->tgid);
+	} else {
+		move_process(parent->tgid);
+		move_process(child->tgid);
+	}
+	tell(EVENT_FORK, parent->tgid, parent->group_leader->start_boottime, child->tgid);
+	return 0;
+}
+
+/* The kernel runs this for every thread, after it has been taken off signal->live and before its descriptors are closed. `live` and not the
+   tracepoint's own group_dead argument, which kernels before 6.16 do not have. Two last threads that end at once may both see none alive:
+   then the event comes twice. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 *note = bpf_map_lookup_elem(&in_flight_threads, &thread);
+
+	/* A thread that the kernel ends inside a call (an oops) never comes to the end of it. */
+	if (note)
+		end(thread, *note);
+	if (task->signal->live.counter > 0)
+		return 0;
+	move_process(task->tgid);
+	tell(EVENT_EXIT, task->tgid, task->group_leader->start_boottime, 0);
+	return 0;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Sockets that come into being, take a port, and give it up.
+ *
+ * A port's generation moves before the port can belong to another socket (release, close) and, where a socket can take a port that others
+ * have (bind, SO_REUSEADDR, SO_REUSEPORT, listen, connect), before the taker's first packet.
+ */
+#pragma once
+
+#include "maps.h"
+
+#define TCP_CLOSE 7
+#define TCP_LISTEN 10
+#define SOCK_RAW 3
+#define ALLOW 1
+
+SEC("cgroup/sock_create")
+int on_sock_create(struct bpf_sock *ctx)
+{
+	u64 cookie = bpf_get_socket_cookie(ctx); /* makes the kernel give the socket one */
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct process_slot *slot = process_slot(tgid);
+	struct wide *all = wide_slot();
+	struct created_socket socket = {};
+
+	if (!slot || !all)
+		return ALLOW;
+	/* A raw socket can send packets of anybody's: whoever found a flow's owners without it has to look again. */
+	if (ctx->type == SOCK_RAW) {
+		__sync_fetch_and_add(&all->raw_sockets, 1);
+		move(&all->generation);
+		socket.flags |= CREATED_RAW;
+	}
+	if (BPF_CORE_READ(task, files, count.counter) > BPF_CORE_READ(task, signal, nr_threads))
+		socket.flags |= CREATED_SHARED_TABLE;
+	socket.creator = tgid;
+	socket.creator_start = BPF_CORE_READ(task, group_leader, start_boottime);
+	socket.process_generation = *(volatile u64 *)&slot->generation;
+	socket.wide_generation = *(volatile u64 *)&all->generation;
+	bpf_map_update_elem(&sockets, &cookie, &socket, BPF_ANY);
+	return ALLOW;
+}
+
+/* The last close, before the protocol lets go of the port. The verifier does not let this hook read bpf_sock's port fields, but the context
+   is the kernel's socket, and the probing read is allowed. A raw socket's "port" is its protocol: it moves a port for nothing. */
+SEC("cgroup/sock_release")
+int on_sock_release(struct bpf_sock *ctx)
+{
+	struct sock *sk = (struct sock *)ctx;
+
+	move_port(BPF_CORE_READ(sk, __sk_common.skc_num));
+	return ALLOW;
+}
+
+SEC("cgroup/post_bind4")
+int on_post_bind4(struct bpf_sock *ctx)
+{
+	move_port(ctx->src_port);
+	return ALLOW;
+}
+
+SEC("cgroup/post_bind6")
+int on_post_bind6(struct bpf_sock *ctx)
+{
+	move_port(ctx->src_port);
+	return ALLOW;
+}
+
+/* TCP has taken a port for connect() and is about to send the SYN; no bind hook runs for a port the kernel chose. */
+SEC("sockops")
+int on_socket_op(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		move_port(ctx->local_port);
+	return ALLOW;
+}
+
+/* inet_num is already 0 in a socket that has been closed; inet_sport is not. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_tcp_state, struct sock *sk, int oldstate, int newstate)
+{
+	struct inet_sock *inet = (struct inet_sock *)sk;
+
+	if (newstate == TCP_CLOSE || newstate == TCP_LISTEN)
+		move_port(bpf_ntohs(BPF_CORE_READ(inet, inet_sport)));
+	return 0;
+}

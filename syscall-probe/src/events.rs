@@ -1,0 +1,47 @@
+//! What happened to processes, in the order in which it happened on each processor.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+
+use crate::layout::{DecodeError, Event};
+
+/// The kernel's messages about processes. The descriptor polls readable when there is one.
+///
+/// Messages are hints to do work early (hash a new program before its first packet, forget a process); nothing that is kept may depend on one
+/// arriving. If the ring is full, [`crate::Generations::lost_events`] and [`crate::Generations::wide`] move.
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+impl Events {
+    pub(crate) fn new(ring: RingBuf<MapData>) -> Events {
+        Events { ring }
+    }
+
+    /// Takes the next message; `None` if there is none now.
+    // Not an Iterator: that there is nothing now does not mean that there will be nothing later.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<Result<Event, DecodeError>> {
+        self.ring.next().map(|record| Event::decode(&record))
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Events").field("descriptor", &self.as_raw_fd()).finish()
+    }
+}

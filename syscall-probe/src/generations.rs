@@ -1,0 +1,195 @@
+//! The generations, read from memory shared with the kernel.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crate::Hook;
+use crate::layout::{FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, Wide};
+use crate::sys::SharedArray;
+
+/// The state of a process as far as answers derived from it are concerned.
+///
+/// Two equal values, both settled, mean that the process was made of the same objects and had given no socket away in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// Moves when the process may have changed.
+    pub value: u64,
+    /// No change is under way, and every change would be seen. While it is false nothing derived from the process may be kept or used.
+    pub settled: bool,
+}
+
+/// Which generations can be relied upon. Where one of these is false, nothing that depends on it may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exact {
+    /// [`Generations::process`]; without it no process is ever settled.
+    pub processes: bool,
+    /// [`Generations::port`].
+    pub ports: bool,
+    /// [`Generations::file`] and [`Generations::file_epoch`].
+    pub files: bool,
+    /// [`crate::SocketTable::creator`] and [`Generations::raw_sockets`].
+    pub sockets: bool,
+}
+
+impl Exact {
+    pub(crate) fn without(missing: &[(Hook, String)]) -> Exact {
+        let all = |needed: &[Hook]| needed.iter().all(|hook| missing.iter().all(|(absent, _)| absent != hook));
+        let calls = all(&[Hook::SysEnter, Hook::SysExit, Hook::RunningTasks]);
+        Exact {
+            processes: calls && all(&[Hook::Exec, Hook::Fork, Hook::Exit]),
+            // connect() of a datagram socket can give a port up, and only the system call shows it.
+            ports: calls && all(&[Hook::TcpState, Hook::TcpConnect, Hook::SockRelease, Hook::Bind]),
+            files: all(&[Hook::InodeDirty]),
+            sockets: all(&[Hook::SockCreate]),
+        }
+    }
+
+    const NOTHING: Exact = Exact { processes: false, ports: false, files: false, sockets: false };
+}
+
+/// A file whose changes are watched: the slot of its inode number, which other files may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileWatch(u32);
+
+/// `f_type` of ext2, ext3 and ext4 (include/uapi/linux/magic.h).
+const EXT_MAGIC: u64 = 0xef53;
+
+impl FileWatch {
+    /// Whether a file system reports all changes of its files; `filesystem` is the `f_type` of statfs(2).
+    ///
+    /// True for ext2, ext3 and ext4 alone. tmpfs and memfd report the first write to a file and hardly any later change (tried on Linux 6.18).
+    /// Others keep their own account of what is dirty. A file of theirs has to be looked at each time. For an overlay ask about the file below.
+    pub fn covers(filesystem: u64) -> bool {
+        filesystem == EXT_MAGIC
+    }
+}
+
+/// The arrays, and whether the kernel still moves what is in them.
+pub(crate) struct Shared {
+    pub(crate) processes: SharedArray<ProcessSlot>,
+    pub(crate) ports: SharedArray<AtomicU64>,
+    pub(crate) files: SharedArray<FileSlot>,
+    pub(crate) wide: SharedArray<Wide>,
+    pub(crate) exact: Exact,
+    pub(crate) detached: AtomicBool,
+}
+
+/// Reads generations. Cheap to copy to every thread; outlives the [`crate::Probe`], after which nothing is exact or settled any more.
+#[derive(Clone)]
+pub struct Generations {
+    shared: Arc<Shared>,
+}
+
+impl Generations {
+    pub(crate) fn new(shared: Arc<Shared>) -> Generations {
+        Generations { shared }
+    }
+
+    /// The generation of the process with this id (in the initial pid namespace). It moves at exec, at an executable mapping, when the process
+    /// forks, ends, or may have passed a descriptor on. Processes that use io_uring or share a descriptor table are never settled.
+    pub fn process(&self, tgid: u32) -> Generation {
+        let slot = &self.shared.processes[tgid as usize % PROCESS_SLOTS];
+        // A call moves the generation before it stops being in flight. Loading in the same order, whoever sees the call as over either sees its
+        // generation too or has the older one, which the next comparison finds out.
+        let value = slot.generation.load(Ordering::Acquire);
+        let settled = slot.in_flight.load(Ordering::Acquire) == 0
+            && slot.unreliable.load(Ordering::Acquire) == 0
+            && self.wide_slot().in_flight.load(Ordering::Acquire) == 0
+            && self.exact().processes;
+        Generation { value, settled }
+    }
+
+    /// The generation of a local port, of all protocols and network namespaces together. It moves when a socket gives the port up, takes it by
+    /// bind, listens on it or connects from it with TCP. See [`crate::SocketRecord::reuse`] for what it does not show.
+    pub fn port(&self, port: u16) -> u64 {
+        self.shared.ports[usize::from(port)].load(Ordering::Acquire)
+    }
+
+    /// Moves when anything may have changed: every answer depends on it.
+    pub fn wide(&self) -> u64 {
+        self.wide_slot().generation.load(Ordering::Acquire)
+    }
+
+    /// Moves when any watched file may have changed: as long as it stands still, no [`FileWatch`] needs to be looked at.
+    pub fn file_epoch(&self) -> u64 {
+        self.wide_slot().file_epoch.load(Ordering::Acquire)
+    }
+
+    /// Watches the file with this inode number, on a file system that [`FileWatch::covers`]. What is read of the file afterwards is covered, its
+    /// times first: from Linux 6.13 on they change with the first write after they were read, before that not within the same clock tick
+    /// (1 to 10 ms), and a change that leaves the times alone is not seen.
+    ///
+    /// A watch lasts as long as the probe; there are 131,072 slots for all files.
+    pub fn watch_file(&self, inode: u64) -> FileWatch {
+        let slot = inode % FILE_SLOTS as u64;
+        self.shared.files[slot as usize].watched.store(1, Ordering::SeqCst);
+        // Or the caller's look at the file could come before the mark: the kernel changes the file first and looks for the mark then.
+        fence(Ordering::SeqCst);
+        FileWatch(slot as u32)
+    }
+
+    /// The generation of a watched file. It moves when the file's size or times change, **before** the data of a write are in place: what was
+    /// read while somebody may write is not covered by a generation read in between. A store into a shared mapping moves it when it is the first
+    /// to its page since the page was last written back.
+    pub fn file(&self, watch: FileWatch) -> u32 {
+        self.shared.files[watch.0 as usize % FILE_SLOTS].generation.load(Ordering::Acquire)
+    }
+
+    /// Events that were lost because nobody took them in time. [`Generations::wide`] moved for each.
+    pub fn lost_events(&self) -> u64 {
+        self.wide_slot().lost_events.load(Ordering::Acquire)
+    }
+
+    /// Raw sockets made since the probe was loaded. [`Generations::wide`] moved for each.
+    pub fn raw_sockets(&self) -> u64 {
+        self.wide_slot().raw_sockets.load(Ordering::Acquire)
+    }
+
+    /// Which generations can be relied upon.
+    pub fn exact(&self) -> Exact {
+        if self.shared.detached.load(Ordering::Acquire) { Exact::NOTHING } else { self.shared.exact }
+    }
+
+    fn wide_slot(&self) -> &Wide {
+        &self.shared.wide[0]
+    }
+}
+
+impl fmt::Debug for Generations {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Generations")
+            .field("wide", &self.wide())
+            .field("exact", &self.exact())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact_without(hooks: &[Hook]) -> Exact {
+        Exact::without(&hooks.iter().map(|hook| (*hook, String::new())).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_a_missing_hook_costs() {
+        let all = Exact { processes: true, ports: true, files: true, sockets: true };
+        assert_eq!(exact_without(&[]), all);
+        assert_eq!(exact_without(&[Hook::Sockets]), all);
+        for hook in [Hook::SysEnter, Hook::SysExit, Hook::RunningTasks] {
+            assert_eq!(exact_without(&[hook]), Exact { processes: false, ports: false, ..all }, "{hook}");
+        }
+        for hook in [Hook::Exec, Hook::Fork, Hook::Exit] {
+            assert_eq!(exact_without(&[hook]), Exact { processes: false, ..all }, "{hook}");
+        }
+        for hook in [Hook::TcpState, Hook::TcpConnect, Hook::SockRelease, Hook::Bind] {
+            assert_eq!(exact_without(&[hook]), Exact { ports: false, ..all }, "{hook}");
+        }
+        assert_eq!(exact_without(&[Hook::InodeDirty]), Exact { files: false, ..all });
+        assert_eq!(exact_without(&[Hook::SockCreate]), Exact { sockets: false, ..all });
+        assert_eq!(exact_without(&Hook::ALL), Exact::NOTHING);
+    }
+}

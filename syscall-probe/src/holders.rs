@@ -1,0 +1,87 @@
+//! Who holds which socket, by the kernel's iterator over the open files of all processes.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::layout::{SOCKET_RECORD, SocketRecord};
+use crate::sys;
+
+/// Records read at once. A buffer on the stack keeps look-ups free of allocation and locks.
+const RECORDS: usize = 128;
+
+/// Lists open IPv4 and IPv6 sockets of any protocol: one [`SocketRecord`] per descriptor.
+///
+/// A list is not one moment's truth: the iterator goes from process to process while they run. Whoever keeps what it derived from one reads the
+/// generations before. Processes are those of the caller's pid namespace and below. In a process whose first thread has ended, each
+/// descriptor is listed once per thread.
+///
+/// Not listed, because no descriptor shows them: sockets under way in a message, and those only registered with an io_uring.
+/// [`SocketRecord::file_refs`] tells that there are such references.
+#[derive(Debug, Clone)]
+pub struct Holders {
+    program: Arc<OwnedFd>,
+}
+
+impl Holders {
+    pub(crate) fn new(program: OwnedFd) -> Holders {
+        Holders { program: Arc::new(program) }
+    }
+
+    /// Appends the sockets of one process to `out`; none if there is no such process.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2) and of read(2) on the iterator; `out` may have grown.
+    pub fn of_process(&self, tgid: u32, out: &mut Vec<SocketRecord>) -> io::Result<()> {
+        if tgid == 0 {
+            return Ok(()); // The kernel would take it for "all".
+        }
+        // A kernel that cannot restrict the iteration lists everything.
+        self.list(tgid, |record| {
+            if record.tgid == tgid {
+                out.push(record);
+            }
+        })
+    }
+
+    /// Appends the sockets of all processes to `out`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Holders::of_process`].
+    pub fn all(&self, out: &mut Vec<SocketRecord>) -> io::Result<()> {
+        self.list(0, |record| out.push(record))
+    }
+
+    fn list(&self, tgid: u32, mut each: impl FnMut(SocketRecord)) -> io::Result<()> {
+        let mut iterator = File::from(sys::start_iterator(self.program.as_fd(), tgid)?);
+        let mut buffer = [0; RECORDS * SOCKET_RECORD];
+        let mut filled = 0;
+        loop {
+            let read = read_some(&mut iterator, &mut buffer[filled..])?;
+            if read == 0 {
+                return if filled == 0 { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) };
+            }
+            filled += read;
+            let whole = filled - filled % SOCKET_RECORD;
+            for record in buffer[..whole].chunks_exact(SOCKET_RECORD) {
+                each(SocketRecord::decode(record).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?);
+            }
+            // The kernel writes whole records, but what is left of its buffer may end within one of ours.
+            buffer.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// Reads what there is; 0 at the end. EAGAIN is the kernel's way to say that it went over a million files without one of ours.
+pub(crate) fn read_some(iterator: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match iterator.read(buffer) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            result => return result,
+        }
+    }
+}

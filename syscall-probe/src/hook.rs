@@ -1,0 +1,174 @@
+//! The places in the kernel where the programs sit, and what follows from one being absent.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A place in the kernel that is watched. A kernel may lack one; [`crate::Probe::missing`] says which and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// Start of the system calls that change a process or pass descriptors.
+    SysEnter,
+    /// End of these calls.
+    SysExit,
+    /// The look, once at start, for calls and rings that were there before the probe.
+    RunningTasks,
+    /// A process becomes another program.
+    Exec,
+    /// A process makes another.
+    Fork,
+    /// The last thread of a process ends.
+    Exit,
+    /// A TCP socket is closed or begins to listen.
+    TcpState,
+    /// A TCP socket has got a port and is about to connect.
+    TcpConnect,
+    /// A socket is made.
+    SockCreate,
+    /// A socket's last descriptor is closed.
+    SockRelease,
+    /// A socket is bound to a port.
+    Bind,
+    /// The size or a time of a file changes.
+    InodeDirty,
+    /// The list of all open sockets.
+    Sockets,
+}
+
+/// How a program is attached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// A tracepoint with typed arguments, by name.
+    Tracepoint(&'static str),
+    /// A socket hook at the root of the cgroup2 hierarchy; which one is in the program's section name.
+    CgroupSocket,
+    /// The TCP callbacks, at the root of the cgroup2 hierarchy.
+    TcpCallbacks,
+    /// An iterator, by name; nothing stays attached between two runs.
+    Iterator(&'static str),
+}
+
+impl Hook {
+    /// Every hook, in the order in which they are attached.
+    ///
+    /// `SysExit` before `SysEnter`: a call is counted in flight at its start, so from the first one counted its end must be seen as well, or
+    /// the count would never fall. The other way round, an end whose start was not seen is recognised by the missing note and
+    /// not counted. `RunningTasks` after both: it covers the calls that had begun before `SysEnter` was there.
+    pub const ALL: [Hook; 13] = [
+        Hook::Exit,
+        Hook::SysExit,
+        Hook::SysEnter,
+        Hook::RunningTasks,
+        Hook::Exec,
+        Hook::Fork,
+        Hook::TcpState,
+        Hook::TcpConnect,
+        Hook::SockCreate,
+        Hook::SockRelease,
+        Hook::Bind,
+        Hook::InodeDirty,
+        Hook::Sockets,
+    ];
+
+    /// The hook's stable name, as [`fmt::Display`] writes and [`FromStr`] reads it.
+    pub const fn as_token(self) -> &'static str {
+        match self {
+            Hook::SysEnter => "sys-enter",
+            Hook::SysExit => "sys-exit",
+            Hook::RunningTasks => "running-tasks",
+            Hook::Exec => "exec",
+            Hook::Fork => "fork",
+            Hook::Exit => "exit",
+            Hook::TcpState => "tcp-state",
+            Hook::TcpConnect => "tcp-connect",
+            Hook::SockCreate => "sock-create",
+            Hook::SockRelease => "sock-release",
+            Hook::Bind => "bind",
+            Hook::InodeDirty => "inode-dirty",
+            Hook::Sockets => "sockets",
+        }
+    }
+
+    /// The programs of this hook, as the object file names them.
+    pub(crate) const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Hook::SysEnter => &["on_sys_enter"],
+            Hook::SysExit => &["on_sys_exit"],
+            Hook::RunningTasks => &["distrust_running"],
+            Hook::Exec => &["on_exec"],
+            Hook::Fork => &["on_fork"],
+            Hook::Exit => &["on_exit"],
+            Hook::TcpState => &["on_tcp_state"],
+            Hook::TcpConnect => &["on_socket_op"],
+            Hook::SockCreate => &["on_sock_create"],
+            Hook::SockRelease => &["on_sock_release"],
+            Hook::Bind => &["on_post_bind4", "on_post_bind6"],
+            Hook::InodeDirty => &["on_inode_dirty"],
+            Hook::Sockets => &["dump_sockets"],
+        }
+    }
+
+    pub(crate) const fn place(self) -> Place {
+        match self {
+            Hook::SysEnter => Place::Tracepoint("sys_enter"),
+            Hook::SysExit => Place::Tracepoint("sys_exit"),
+            Hook::RunningTasks => Place::Iterator("task"),
+            Hook::Exec => Place::Tracepoint("sched_process_exec"),
+            Hook::Fork => Place::Tracepoint("sched_process_fork"),
+            Hook::Exit => Place::Tracepoint("sched_process_exit"),
+            Hook::TcpState => Place::Tracepoint("inet_sock_set_state"),
+            Hook::TcpConnect => Place::TcpCallbacks,
+            Hook::SockCreate | Hook::SockRelease | Hook::Bind => Place::CgroupSocket,
+            Hook::InodeDirty => Place::Tracepoint("writeback_mark_inode_dirty"),
+            Hook::Sockets => Place::Iterator("task_file"),
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.as_token())
+    }
+}
+
+/// There is no hook of this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown hook {token:?}; there are {known}", known = Hook::ALL.map(Hook::as_token).join(", "))]
+pub struct UnknownHook {
+    token: String,
+}
+
+impl FromStr for Hook {
+    type Err = UnknownHook;
+
+    fn from_str(token: &str) -> Result<Hook, UnknownHook> {
+        Hook::ALL
+            .into_iter()
+            .find(|hook| hook.as_token() == token)
+            .ok_or_else(|| UnknownHook { token: token.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for hook in Hook::ALL {
+            assert_eq!(hook.to_string().parse(), Ok(hook));
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_told_the_known_ones() {
+        let error = "sysenter".parse::<Hook>().expect_err("no such hook");
+        assert!(error.to_string().contains("\"sysenter\"") && error.to_string().contains("sys-enter"), "{error}");
+    }
+
+    #[test]
+    fn every_call_counted_is_seen_to_end() {
+        let position = |wanted| Hook::ALL.iter().position(|hook| *hook == wanted);
+        assert!(position(Hook::SysExit) < position(Hook::SysEnter));
+        assert!(position(Hook::SysEnter) < position(Hook::RunningTasks));
+    }
+}

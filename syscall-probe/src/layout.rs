@@ -1,0 +1,370 @@
+//! What `bpf/maps.h` and `bpf/holders.h` lay out in memory, seen from this side: sizes, offsets, and how a record's bytes become a value.
+//!
+//! Everything is in the byte order of the machine, except addresses, which are in network order.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+
+/// Number of process slots; a process uses the slot of its id modulo this.
+pub(crate) const PROCESS_SLOTS: usize = 65_536;
+/// Number of ports.
+pub(crate) const PORTS: usize = 65_536;
+/// Number of file slots; a file uses the slot of its inode number modulo this.
+pub(crate) const FILE_SLOTS: usize = 131_072;
+
+/// `struct process_slot`.
+#[repr(C)]
+pub(crate) struct ProcessSlot {
+    pub(crate) generation: AtomicU64,
+    pub(crate) in_flight: AtomicI32,
+    pub(crate) unreliable: AtomicU32,
+}
+
+/// `struct file_slot`.
+#[repr(C)]
+pub(crate) struct FileSlot {
+    pub(crate) watched: AtomicU32,
+    pub(crate) generation: AtomicU32,
+}
+
+/// `struct wide`.
+#[repr(C)]
+pub(crate) struct Wide {
+    pub(crate) generation: AtomicU64,
+    pub(crate) file_epoch: AtomicU64,
+    pub(crate) lost_events: AtomicU64,
+    pub(crate) raw_sockets: AtomicU64,
+    pub(crate) in_flight: AtomicI32,
+    padding: AtomicU32,
+}
+
+const _: () = assert!(size_of::<ProcessSlot>() == 16);
+const _: () = assert!(size_of::<FileSlot>() == 8);
+const _: () = assert!(size_of::<Wide>() == 40);
+const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
+
+/// Length of `struct created_socket`.
+pub(crate) const CREATED_SOCKET: usize = 32;
+/// Length of `struct event`.
+pub(crate) const EVENT: usize = 24;
+/// Length of `struct socket_record`.
+pub(crate) const SOCKET_RECORD: usize = 88;
+
+/// Who made a socket, as the kernel saw it when the socket was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Creator {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// It is a `SOCK_RAW` socket.
+    pub raw: bool,
+    /// Its maker's descriptor table may have been shared with another process, which then holds the socket as well. (A process with threads
+    /// that gave up the common table can hide this; [`crate::Generations::process`] calls processes that were *seen* to share unsettled.)
+    pub shared_table: bool,
+    /// The maker's [`crate::Generation::value`] when the socket was made: while it is unchanged nobody else can have got the socket from it.
+    pub process_generation: u64,
+    /// [`crate::Generations::wide`] when the socket was made.
+    pub wide_generation: u64,
+}
+
+/// An open descriptor of an IPv4 or IPv6 socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketRecord {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Descriptor number.
+    pub fd: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// Inode number of the socket, as in `/proc/PID/fd` and in socket diagnostics.
+    pub inode: u64,
+    /// Cookie of the socket, as in `SO_COOKIE` and in socket diagnostics. Never 0.
+    pub cookie: u64,
+    /// References of the open file: one for every descriptor of every process (dup, fork, SCM_RIGHTS), for every message it is under way in, for
+    /// every io_uring it is registered with, **and one for every call that is running on it in a process with several threads** (a blocked
+    /// `accept` or `recv`). One that no record accounts for is therefore a holder that cannot be seen, or such a call.
+    pub file_refs: u64,
+    /// Inode number of the socket's network namespace, as in `/proc/PID/ns/net`.
+    pub netns: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_RAW`, `SOCK_SEQPACKET`...
+    pub kind: u16,
+    /// `IPPROTO_*`; up to 16 bits (`IPPROTO_MPTCP` is 262).
+    pub protocol: u16,
+    /// State, as the kernel's `TCP_*` numbers (1 established, 7 closed, 10 listening), for every protocol.
+    pub state: u8,
+    /// The descriptor table may be shared with another process. See [`Creator::shared_table`].
+    pub shared_table: bool,
+    /// `IPV6_V6ONLY` is set.
+    pub ipv6_only: bool,
+    /// `SO_REUSEADDR` or `SO_REUSEPORT` is set: a datagram socket of another process that sets the same option may join this one's port by just
+    /// sending or connecting, if the port is one that the kernel chooses (`ip_local_port_range`), and **no hook sees that**.
+    pub reuse: bool,
+    /// Local port, or for `SOCK_RAW` the protocol, or for ICMP echo sockets the identifier. 0: none.
+    pub local_port: u16,
+    /// Port of the peer; 0 if not connected.
+    pub remote_port: u16,
+    /// Local address; unspecified if bound to all.
+    pub local: IpAddr,
+    /// Address of the peer; unspecified if not connected.
+    pub remote: IpAddr,
+}
+
+/// What happened to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// It became another program.
+    Exec,
+    /// It made a child process.
+    Fork {
+        /// Process id of the child.
+        child: u32,
+    },
+    /// Its last thread ended. May be reported twice.
+    Exit,
+    /// A call that may have mapped something executable into it succeeded.
+    ExecMapping,
+}
+
+/// Something that happened to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// A record that this version does not understand; it comes from an object file that is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The record has another length than the layout says.
+    #[error("a record of {found} bytes where {expected} were expected")]
+    Length {
+        /// Length of the record.
+        found: usize,
+        /// Length of the layout.
+        expected: usize,
+    },
+    /// The event is of no known kind.
+    #[error("an event of the unknown kind {0}")]
+    EventKind(u32),
+    /// The socket is of a family that the iterator leaves out.
+    #[error("a socket of the address family {0}, which is neither IPv4 nor IPv6")]
+    Family(u16),
+}
+
+const CREATED_RAW: u32 = 1;
+const CREATED_SHARED_TABLE: u32 = 2;
+const RECORD_SHARED_TABLE: u8 = 1;
+const RECORD_IPV6_ONLY: u8 = 2;
+const RECORD_REUSE: u8 = 4;
+
+/// `N` bytes at a constant offset of a record whose length is known: the offsets below are checked by every decoding test.
+fn bytes<const N: usize, const LENGTH: usize>(record: &[u8; LENGTH], offset: usize) -> [u8; N] {
+    std::array::from_fn(|index| record[offset + index])
+}
+
+fn u64_at<const LENGTH: usize>(record: &[u8; LENGTH], offset: usize) -> u64 {
+    u64::from_ne_bytes(bytes(record, offset))
+}
+
+fn u32_at<const LENGTH: usize>(record: &[u8; LENGTH], offset: usize) -> u32 {
+    u32::from_ne_bytes(bytes(record, offset))
+}
+
+fn u16_at<const LENGTH: usize>(record: &[u8; LENGTH], offset: usize) -> u16 {
+    u16::from_ne_bytes(bytes(record, offset))
+}
+
+fn exact<const LENGTH: usize>(record: &[u8]) -> Result<&[u8; LENGTH], DecodeError> {
+    record.try_into().map_err(|_| DecodeError::Length { found: record.len(), expected: LENGTH })
+}
+
+impl Creator {
+    pub(crate) fn decode(record: &[u8; CREATED_SOCKET]) -> Creator {
+        let flags = u32_at(record, 4);
+        Creator {
+            tgid: u32_at(record, 0),
+            start: u64_at(record, 8),
+            raw: flags & CREATED_RAW != 0,
+            shared_table: flags & CREATED_SHARED_TABLE != 0,
+            process_generation: u64_at(record, 16),
+            wide_generation: u64_at(record, 24),
+        }
+    }
+}
+
+impl Event {
+    pub(crate) fn decode(record: &[u8]) -> Result<Event, DecodeError> {
+        let record: &[u8; EVENT] = exact(record)?;
+        let kind = match u32_at(record, 0) {
+            1 => EventKind::Exec,
+            2 => EventKind::Fork { child: u32_at(record, 16) },
+            3 => EventKind::Exit,
+            4 => EventKind::ExecMapping,
+            unknown => return Err(DecodeError::EventKind(unknown)),
+        };
+        Ok(Event { tgid: u32_at(record, 4), start: u64_at(record, 8), kind })
+    }
+}
+
+impl SocketRecord {
+    pub(crate) fn decode(record: &[u8]) -> Result<SocketRecord, DecodeError> {
+        let record: &[u8; SOCKET_RECORD] = exact(record)?;
+        let family = u16_at(record, 44);
+        let flags = record[51];
+        Ok(SocketRecord {
+            tgid: u32_at(record, 0),
+            fd: u32_at(record, 4),
+            start: u64_at(record, 8),
+            inode: u64_at(record, 16),
+            cookie: u64_at(record, 24),
+            file_refs: u64_at(record, 32),
+            netns: u32_at(record, 40),
+            family,
+            kind: u16_at(record, 46),
+            protocol: u16_at(record, 48),
+            state: record[50],
+            shared_table: flags & RECORD_SHARED_TABLE != 0,
+            ipv6_only: flags & RECORD_IPV6_ONLY != 0,
+            reuse: flags & RECORD_REUSE != 0,
+            local_port: u16_at(record, 52),
+            remote_port: u16_at(record, 54),
+            local: address(family, bytes(record, 56))?,
+            remote: address(family, bytes(record, 72))?,
+        })
+    }
+}
+
+fn address(family: u16, bytes: [u8; 16]) -> Result<IpAddr, DecodeError> {
+    match i32::from(family) {
+        libc::AF_INET => Ok(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
+        libc::AF_INET6 => Ok(Ipv6Addr::from(bytes).into()),
+        _ => Err(DecodeError::Family(family)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(record: &mut [u8], offset: usize, bytes: &[u8]) {
+        record[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn event(kind: u32) -> [u8; EVENT] {
+        let mut record = [0; EVENT];
+        put(&mut record, 0, &kind.to_ne_bytes());
+        put(&mut record, 4, &4711_u32.to_ne_bytes());
+        put(&mut record, 8, &1_234_567_890_123_u64.to_ne_bytes());
+        put(&mut record, 16, &4712_u32.to_ne_bytes());
+        record
+    }
+
+    fn socket(family: u16) -> [u8; SOCKET_RECORD] {
+        let mut record = [0; SOCKET_RECORD];
+        put(&mut record, 0, &1_u32.to_ne_bytes());
+        put(&mut record, 4, &301_u32.to_ne_bytes());
+        put(&mut record, 8, &3_u64.to_ne_bytes());
+        put(&mut record, 16, &4_u64.to_ne_bytes());
+        put(&mut record, 24, &5_u64.to_ne_bytes());
+        put(&mut record, 32, &6_u64.to_ne_bytes());
+        put(&mut record, 40, &7_u32.to_ne_bytes());
+        put(&mut record, 44, &family.to_ne_bytes());
+        put(&mut record, 46, &1_u16.to_ne_bytes());
+        put(&mut record, 48, &262_u16.to_ne_bytes());
+        record[50] = 10;
+        record[51] = RECORD_IPV6_ONLY;
+        put(&mut record, 52, &8080_u16.to_ne_bytes());
+        put(&mut record, 54, &443_u16.to_ne_bytes());
+        put(&mut record, 56, &[0x20, 1, 0xd, 0xb8]);
+        put(&mut record, 72, &[0x20, 2, 0xd, 0xb8]);
+        record
+    }
+
+    #[test]
+    fn events_of_every_kind() {
+        let kind = |number| Event::decode(&event(number)).map(|event| event.kind);
+        assert_eq!(kind(1), Ok(EventKind::Exec));
+        assert_eq!(kind(2), Ok(EventKind::Fork { child: 4712 }));
+        assert_eq!(kind(3), Ok(EventKind::Exit));
+        assert_eq!(kind(4), Ok(EventKind::ExecMapping));
+        assert_eq!(Event::decode(&event(1)), Ok(Event { tgid: 4711, start: 1_234_567_890_123, kind: EventKind::Exec }));
+    }
+
+    #[test]
+    fn an_unknown_event_is_an_error() {
+        assert_eq!(Event::decode(&event(0)), Err(DecodeError::EventKind(0)));
+        assert_eq!(Event::decode(&event(5)), Err(DecodeError::EventKind(5)));
+        assert_eq!(Event::decode(&event(u32::MAX)), Err(DecodeError::EventKind(u32::MAX)));
+    }
+
+    #[test]
+    fn records_of_another_length_are_errors() {
+        for length in [0, 1, EVENT - 1, EVENT + 1] {
+            assert_eq!(Event::decode(&vec![1; length]), Err(DecodeError::Length { found: length, expected: EVENT }));
+        }
+        for length in [0, SOCKET_RECORD - 1, SOCKET_RECORD + 1] {
+            assert_eq!(
+                SocketRecord::decode(&vec![2; length]),
+                Err(DecodeError::Length { found: length, expected: SOCKET_RECORD })
+            );
+        }
+    }
+
+    #[test]
+    fn an_ipv6_socket() {
+        let record = SocketRecord::decode(&socket(10)).expect("a good record");
+        let expected = SocketRecord {
+            tgid: 1,
+            fd: 301,
+            start: 3,
+            inode: 4,
+            cookie: 5,
+            file_refs: 6,
+            netns: 7,
+            family: 10,
+            kind: 1,
+            protocol: 262,
+            state: 10,
+            shared_table: false,
+            ipv6_only: true,
+            reuse: false,
+            local_port: 8080,
+            remote_port: 443,
+            local: "2001:db8::".parse().expect("an address"),
+            remote: "2002:db8::".parse().expect("an address"),
+        };
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn an_ipv4_socket_uses_the_first_four_bytes() {
+        let record = SocketRecord::decode(&socket(2)).expect("a good record");
+        assert_eq!(record.local, IpAddr::from([0x20, 1, 0xd, 0xb8]));
+        assert_eq!(record.remote, IpAddr::from([0x20, 2, 0xd, 0xb8]));
+    }
+
+    #[test]
+    fn a_socket_of_another_family_is_an_error() {
+        assert_eq!(SocketRecord::decode(&socket(1)), Err(DecodeError::Family(1)));
+    }
+
+    #[test]
+    fn a_creator() {
+        let mut record = [0; CREATED_SOCKET];
+        put(&mut record, 0, &4711_u32.to_ne_bytes());
+        put(&mut record, 4, &(CREATED_RAW | CREATED_SHARED_TABLE).to_ne_bytes());
+        put(&mut record, 8, &1_u64.to_ne_bytes());
+        put(&mut record, 16, &2_u64.to_ne_bytes());
+        put(&mut record, 24, &3_u64.to_ne_bytes());
+        let expected =
+            Creator { tgid: 4711, start: 1, raw: true, shared_table: true, process_generation: 2, wide_generation: 3 };
+        assert_eq!(Creator::decode(&record), expected);
+    }
+}

@@ -1,0 +1,262 @@
+//! Loads the programs and attaches each to its place; what could not be attached is remembered, not fatal.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::programs::links::CgroupAttachMode;
+use aya::programs::{Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+
+use crate::error::describe;
+use crate::events::Events;
+use crate::generations::{Exact, Generations, Shared};
+use crate::holders::{Holders, read_some};
+use crate::hook::Place;
+use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS};
+use crate::sockets::{CreatedSockets, SocketTable};
+use crate::sys::{self, Access, SharedArray, SharedWithKernel};
+use crate::{Hook, LoadError, cgroup};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
+
+/// Inode number of the initial pid namespace (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// What to load.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// An object file to load instead of the embedded one.
+    pub object: Option<PathBuf>,
+    /// Hooks to leave off, as on a kernel that lacks them.
+    pub without: Vec<Hook>,
+}
+
+/// The attached programs. Dropping it detaches all of them, and so does the end of the process, whatever the reason: nothing is pinned.
+pub struct Probe {
+    shared: Arc<Shared>,
+    sockets: Arc<CreatedSockets>,
+    holders: Option<Holders>,
+    events: Option<Events>,
+    missing: Vec<(Hook, String)>,
+    /// Owns the programs and their links.
+    _programs: Ebpf,
+}
+
+impl Probe {
+    /// Loads the programs and attaches them.
+    ///
+    /// # Errors
+    ///
+    /// Only if nothing can work. A hook that cannot be attached is listed by [`Probe::missing`] instead.
+    pub fn load(options: &Options) -> Result<Probe, LoadError> {
+        // Without /proc nothing is known about the namespace; the daemon has other reasons to need /proc, and other words for it.
+        if fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() != INITIAL_PID_NAMESPACE) {
+            return Err(LoadError::PidNamespace);
+        }
+        let types = Btf::from_sys_fs().map_err(|error| LoadError::NoTypes(Box::new(error)))?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&types));
+        let mut programs = match &options.object {
+            Some(path) => {
+                let object = fs::read(path).map_err(|source| LoadError::ReadObject { path: path.clone(), source })?;
+                loader.load(&object)?
+            }
+            None => loader.load(OBJECT)?,
+        };
+        let processes = shared_array(&programs, "process_slots", PROCESS_SLOTS, Access::Read)?;
+        let ports = shared_array(&programs, "port_generations", PORTS, Access::Read)?;
+        let files = shared_array(&programs, "file_slots", FILE_SLOTS, Access::ReadWrite)?;
+        let wide = shared_array(&programs, "wide", 1, Access::Read)?;
+        check_layout(&programs, "sockets", CREATED_SOCKET, None)?;
+        check_layout(&programs, "events", 0, None)?;
+        let missing = attach_all(&mut programs, &types, &options.without)?;
+        // Not earlier: the programs refer to the maps by descriptor until they are loaded.
+        let sockets = created_sockets(&mut programs)?;
+        let events = events(&mut programs)?;
+        let holders = holders(&programs, &missing);
+        let exact = Exact::without(&missing);
+        let shared = Shared { processes, ports, files, wide, exact, detached: AtomicBool::new(false) };
+        Ok(Probe {
+            shared: Arc::new(shared),
+            sockets: Arc::new(sockets),
+            holders,
+            events: Some(events),
+            missing,
+            _programs: programs,
+        })
+    }
+
+    /// The hooks that are not there, each with the reason: a sentence for the operator.
+    pub fn missing(&self) -> &[(Hook, String)] {
+        &self.missing
+    }
+
+    /// The generations.
+    pub fn generations(&self) -> Generations {
+        Generations::new(Arc::clone(&self.shared))
+    }
+
+    /// The makers of sockets. Stays empty without [`Hook::SockCreate`].
+    pub fn sockets(&self) -> SocketTable {
+        SocketTable::new(Arc::clone(&self.sockets))
+    }
+
+    /// The lister of open sockets; `None` without [`Hook::Sockets`].
+    pub fn holders(&self) -> Option<Holders> {
+        self.holders.clone()
+    }
+
+    /// The messages about processes; `None` when they were taken before, for there is one stream.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // Before the programs go: from here on generations stand still whatever happens, and nobody may believe them.
+        self.shared.detached.store(true, Ordering::SeqCst);
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Probe").field("missing", &self.missing).finish_non_exhaustive()
+    }
+}
+
+/// The map of this name, if it is laid out as this version expects. In an object file from elsewhere it may not be.
+fn check_layout<'a>(
+    programs: &'a Ebpf,
+    name: &'static str,
+    value_size: usize,
+    entries: Option<usize>,
+) -> Result<&'a MapData, LoadError> {
+    let unlike = |found: String| LoadError::MapLayout { name, found };
+    let map = match programs.map(name) {
+        Some(Map::Array(map) | Map::LruHashMap(map) | Map::RingBuf(map)) => map,
+        Some(_) => return Err(unlike("it is of another type".to_owned())),
+        None => return Err(unlike("it does not exist".to_owned())),
+    };
+    let info = map.info().map_err(|error| unlike(error.to_string()))?;
+    let fits = info.value_size() as usize == value_size
+        && entries.is_none_or(|entries| info.max_entries() as usize == entries);
+    if fits { Ok(map) } else { Err(unlike(format!("{} values of {} bytes", info.max_entries(), info.value_size()))) }
+}
+
+fn shared_array<T: SharedWithKernel>(
+    programs: &Ebpf,
+    name: &'static str,
+    entries: usize,
+    access: Access,
+) -> Result<SharedArray<T>, LoadError> {
+    let map = check_layout(programs, name, size_of::<T>(), Some(entries))?;
+    SharedArray::new(map.fd().as_fd(), entries, access).map_err(|source| LoadError::MapMemory { name, source })
+}
+
+fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    programs.take_map(name).ok_or(LoadError::MapLayout { name, found: "it does not exist".to_owned() })
+}
+
+fn created_sockets(programs: &mut Ebpf) -> Result<CreatedSockets, LoadError> {
+    HashMap::try_from(take_map(programs, "sockets")?)
+        .map_err(|error| LoadError::MapLayout { name: "sockets", found: error.to_string() })
+}
+
+fn events(programs: &mut Ebpf) -> Result<Events, LoadError> {
+    let ring = RingBuf::try_from(take_map(programs, "events")?)
+        .map_err(|error| LoadError::MapLayout { name: "events", found: error.to_string() })?;
+    Ok(Events::new(ring))
+}
+
+fn holders(programs: &Ebpf, missing: &[(Hook, String)]) -> Option<Holders> {
+    if missing.iter().any(|(hook, _)| *hook == Hook::Sockets) {
+        return None;
+    }
+    iterator_program(programs, Hook::Sockets.programs()[0]).ok().map(Holders::new)
+}
+
+/// Attaches every hook that is not to be left off, in the order of [`Hook::ALL`], and returns those that are absent.
+fn attach_all(programs: &mut Ebpf, types: &Btf, without: &[Hook]) -> Result<Vec<(Hook, String)>, LoadError> {
+    let cgroup = cgroup::open_root();
+    let mut missing: Vec<(Hook, String)> = Vec::new();
+    let mut refused = None;
+    for hook in Hook::ALL {
+        let outcome = if without.contains(&hook) {
+            Err("it was left off on request".to_owned())
+        } else {
+            let outcome = attach(programs, types, &cgroup, hook);
+            refused = refused.or_else(|| outcome.as_ref().err().map(|reason| (hook, reason.clone())));
+            outcome
+        };
+        missing.extend(outcome.err().map(|reason| (hook, reason)));
+    }
+    match refused {
+        Some((hook, reason)) if missing.len() == Hook::ALL.len() => Err(LoadError::NoHook { hook, reason }),
+        _ => Ok(missing),
+    }
+}
+
+fn attach(programs: &mut Ebpf, types: &Btf, cgroup: &Result<File, String>, hook: Hook) -> Result<(), String> {
+    for name in hook.programs() {
+        let program = programs.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+        match hook.place() {
+            Place::Tracepoint(tracepoint) => attach_tracepoint(program, tracepoint, types).map_err(|e| describe(&e))?,
+            Place::CgroupSocket => attach_cgroup_socket(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
+            Place::TcpCallbacks => attach_tcp_callbacks(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
+            Place::Iterator(target) => load_iterator(program, target, types).map_err(|e| describe(&e))?,
+        }
+    }
+    if hook == Hook::RunningTasks { look_at_running_tasks(programs, hook.programs()[0]) } else { Ok(()) }
+}
+
+fn attach_tracepoint(program: &mut Program, tracepoint: &str, types: &Btf) -> Result<(), ProgramError> {
+    let Program::BtfTracePoint(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load(tracepoint, types)?;
+    program.attach()?;
+    Ok(())
+}
+
+// A cgroup link always goes beside others: `Single` here means no flag, and the kernel refuses any flag on a link.
+fn attach_cgroup_socket(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
+    let Program::CgroupSock(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load()?;
+    program.attach(cgroup, CgroupAttachMode::Single)?;
+    Ok(())
+}
+
+fn attach_tcp_callbacks(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
+    let Program::SockOps(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load()?;
+    program.attach(cgroup, CgroupAttachMode::Single)?;
+    Ok(())
+}
+
+fn load_iterator(program: &mut Program, target: &str, types: &Btf) -> Result<(), ProgramError> {
+    let Program::Iter(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load(target, types)
+}
+
+fn iterator_program(programs: &Ebpf, name: &str) -> Result<OwnedFd, String> {
+    let Some(Program::Iter(program)) = programs.program(name) else {
+        return Err(format!("the object has no iterator {name}"));
+    };
+    let descriptor = program.fd().map_err(|error| describe(&error))?;
+    descriptor.as_fd().try_clone_to_owned().map_err(|error| format!("cannot duplicate its descriptor: {error}"))
+}
+
+/// Runs the iterator to its end. It writes nothing; what it finds it marks in the process slots.
+fn look_at_running_tasks(programs: &Ebpf, name: &str) -> Result<(), String> {
+    let program = iterator_program(programs, name)?;
+    let run = || -> std::io::Result<()> {
+        let mut iterator = File::from(sys::start_iterator(program.as_fd(), 0)?);
+        while read_some(&mut iterator, &mut [0; 64])? != 0 {}
+        Ok(())
+    };
+    run().map_err(|error| format!("the iterator over the running tasks failed: {error}"))
+}

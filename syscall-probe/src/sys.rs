@@ -1,0 +1,159 @@
+//! The crate's only unsafe code: memory shared with the kernel, and the two system calls that aya has no words for.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use crate::layout::{FileSlot, ProcessSlot, Wide};
+
+/// A value that may be looked at while the kernel changes it.
+///
+/// # Safety
+///
+/// The type consists of atomics alone, without padding, so that every bit pattern is valid and every access is an atomic one.
+pub(crate) unsafe trait SharedWithKernel {}
+// SAFETY: an atomic.
+unsafe impl SharedWithKernel for AtomicU64 {}
+// SAFETY: atomics alone; the sizes asserted in `layout` leave no room for padding.
+unsafe impl SharedWithKernel for ProcessSlot {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for FileSlot {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for Wide {}
+
+/// What the daemon may do with a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Load.
+    Read,
+    /// Load and store.
+    ReadWrite,
+}
+
+/// An eBPF array, mapped into memory. The map lives as long as this does, whatever becomes of its descriptor.
+pub(crate) struct SharedArray<T> {
+    start: NonNull<T>,
+    entries: usize,
+}
+
+impl<T: SharedWithKernel> SharedArray<T> {
+    /// Maps an array of `entries` values. The caller has checked that the map has that many values of this size.
+    ///
+    /// # Errors
+    ///
+    /// Those of mmap(2).
+    pub(crate) fn new(map: BorrowedFd<'_>, entries: usize, access: Access) -> io::Result<SharedArray<T>> {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the kernel refuses one larger than the map.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), entries * size_of::<T>(), protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        match NonNull::new(start.cast()) {
+            Some(start) => Ok(SharedArray { start, entries }),
+            None => Err(io::Error::other("the kernel mapped the array at address 0")),
+        }
+    }
+}
+
+impl<T: SharedWithKernel> Deref for SharedArray<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `start` is page-aligned and maps `entries` values until drop; `T` is atomics alone, so the kernel's stores race with none of
+        // our accesses and every bit pattern is valid. Stores through a read-only mapping fault; only file slots are stored to.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.entries) }
+    }
+}
+
+impl<T> Drop for SharedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: exactly what mmap returned, and nothing borrows from it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.entries * size_of::<T>()) };
+    }
+}
+
+// SAFETY: memory shared with the kernel belongs to no thread, and `T` is atomics alone.
+unsafe impl<T: SharedWithKernel> Send for SharedArray<T> {}
+// SAFETY: as above.
+unsafe impl<T: SharedWithKernel> Sync for SharedArray<T> {}
+
+// include/uapi/linux/bpf.h
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+const BPF_TRACE_ITER: u32 = 28;
+
+/// `union bpf_attr`, the member `link_create` with its `iter_info`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    padding: u32,
+}
+const _: () = assert!(size_of::<LinkCreate>() == 32);
+
+/// `union bpf_iter_link_info`, the member `task`.
+#[repr(C)]
+struct IterTask {
+    tid: u32,
+    pid: u32,
+    pid_fd: u32,
+}
+
+/// `union bpf_attr`, the member `iter_create`.
+#[repr(C)]
+struct IterCreate {
+    link_fd: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value, which the callers lay out as the command demands, and writes none.
+    let descriptor = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    match RawFd::try_from(descriptor) {
+        // SAFETY: both commands return a new descriptor, which nobody else owns.
+        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn unsigned(descriptor: RawFd) -> io::Result<u32> {
+    u32::try_from(descriptor).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
+}
+
+/// Starts an iterator program over the tasks of one process, or of all if `tgid` is 0, and returns the descriptor its output is read from.
+///
+/// Kernels before 6.1 cannot restrict it to one process, and go over all without saying so.
+///
+/// # Errors
+///
+/// Those of bpf(2).
+pub(crate) fn start_iterator(program: BorrowedFd<'_>, tgid: u32) -> io::Result<OwnedFd> {
+    let task = IterTask { tid: 0, pid: tgid, pid_fd: 0 };
+    let (iter_info, iter_info_len) =
+        if tgid == 0 { (0, 0) } else { (std::ptr::from_ref(&task) as u64, size_of::<IterTask>() as u32) };
+    let link = LinkCreate {
+        prog_fd: unsigned(program.as_raw_fd())?,
+        target_fd: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        iter_info,
+        iter_info_len,
+        padding: 0,
+    };
+    let link = bpf(BPF_LINK_CREATE, &link)?;
+    // The running iterator keeps what it needs of the link.
+    bpf(BPF_ITER_CREATE, &IterCreate { link_fd: unsigned(link.as_raw_fd())?, flags: 0 })
+}

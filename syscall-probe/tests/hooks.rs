@@ -1,0 +1,297 @@
+//! Each hook moves what it must, and does not move what it need not. Needs root and a real kernel.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use syscall_probe::{Generations, Options, Probe};
+
+mod actor;
+use actor::Actor;
+
+/// How often a thing that should stand still is looked at: slots are shared with the rest of the machine, so one quiet look is proof.
+const LOOKS: usize = 20;
+
+#[test]
+fn actor() {
+    actor::play();
+}
+
+fn probe() -> &'static Probe {
+    static PROBE: OnceLock<Probe> = OnceLock::new();
+    PROBE.get_or_init(|| {
+        let probe = Probe::load(&Options::default()).expect("the probe loads (tests run as root)");
+        assert_eq!(probe.missing(), []);
+        probe
+    })
+}
+
+fn generations() -> Generations {
+    probe().generations()
+}
+
+#[track_caller]
+fn moves<T: PartialEq + std::fmt::Debug>(value: impl Fn() -> T, act: impl FnOnce()) {
+    let before = value();
+    act();
+    assert_ne!(value(), before);
+}
+
+#[track_caller]
+fn stands_still<T: PartialEq>(value: impl Fn() -> T, mut act: impl FnMut()) {
+    let quiet = (0..LOOKS).any(|_| {
+        let before = value();
+        act();
+        value() == before
+    });
+    assert!(quiet, "it moved every time");
+}
+
+#[track_caller]
+fn act_moves_process(command: &str) {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    moves(|| all.process(tgid).value, || drop(actor.act(command)));
+    settles(&all, tgid);
+}
+
+/// Nothing of the actor's is in flight any more. Others' wide calls may be, for a moment.
+#[track_caller]
+fn settles(all: &Generations, tgid: u32) {
+    let settled = (0..LOOKS).any(|_| {
+        all.process(tgid).settled || {
+            std::thread::yield_now();
+            false
+        }
+    });
+    assert!(settled, "still in flight");
+}
+
+#[track_caller]
+fn act_leaves_process(command: &str) {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    stands_still(|| all.process(tgid).value, || drop(actor.act(command)));
+}
+
+#[test]
+fn executable_mappings_move_the_process() {
+    act_moves_process("mmap rx");
+    act_moves_process("mmap rwx");
+    act_moves_process("mprotect rx");
+    act_moves_process("shmat 32768"); // SHM_EXEC
+    act_moves_process("mmap-read-implies-exec");
+}
+
+#[test]
+fn executable_mappings_by_32_bit_calls_move_the_process() {
+    act_moves_process("mprotect-32 rx");
+    act_leaves_process("mprotect-32 rw");
+}
+
+#[test]
+fn other_calls_leave_the_process() {
+    act_leaves_process("nothing");
+    act_leaves_process("getppid 1000");
+    act_leaves_process("mmap rw");
+    act_leaves_process("mprotect rw");
+    act_leaves_process("shmat 0");
+    act_leaves_process("udp-sendmsg");
+    act_leaves_process("ioctl-other");
+}
+
+#[test]
+fn passing_descriptors_moves_the_process() {
+    act_moves_process("unix-sendmsg");
+    act_moves_process("notif-addfd");
+}
+
+#[test]
+fn a_process_is_unsettled_while_it_passes_a_descriptor() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let thread = actor.act("unix-block");
+    // The thread's id is known before it blocks; it is in sendmsg when the kernel says so.
+    while !in_call(tgid, &thread, nix::libc::SYS_sendmsg) {
+        std::thread::yield_now();
+    }
+    assert!(!all.process(tgid).settled);
+    moves(|| all.process(tgid).value, || drop(actor.act("unix-unblock")));
+    settles(&all, tgid);
+}
+
+fn in_call(tgid: u32, thread: &str, number: i64) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{tgid}/task/{thread}/syscall")).expect("the thread lives");
+    call.split(' ').next() == Some(&number.to_string())
+}
+
+#[test]
+fn a_thread_killed_in_flight_is_not_counted_for_ever() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let thread = actor.act("unix-block");
+    while !in_call(tgid, &thread, nix::libc::SYS_sendmsg) {
+        std::thread::yield_now();
+    }
+    actor.kill();
+    settles(&all, tgid);
+}
+
+#[test]
+fn io_uring_is_never_settled() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    settles(&all, tgid);
+    actor.act("io-uring");
+    assert!((0..LOOKS).all(|_| !all.process(tgid).settled));
+}
+
+#[test]
+fn taking_a_descriptor_moves_everything() {
+    let (all, mut actor) = (generations(), Actor::start());
+    moves(|| all.wide(), || drop(actor.act("pidfd-getfd")));
+    settles(&all, actor.tgid());
+}
+
+#[test]
+fn fork_moves_parent_and_child() {
+    act_moves_process("fork");
+    let (all, mut actor) = (generations(), Actor::start());
+    let child = actor.number("fork-and-wait") as u32;
+    moves(|| all.process(child).value, || actor.kill()); // the child's end
+}
+
+#[test]
+fn a_mapping_in_a_shared_address_space_moves_everything() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let command = format!("clone-mmap {}", nix::libc::CLONE_VM);
+    moves(|| all.wide(), || drop(actor.act(&command)));
+    settles(&all, actor.tgid());
+}
+
+#[test]
+fn processes_with_one_descriptor_table_are_never_settled() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    settles(&all, tgid);
+    actor.act(&format!("clone-mmap {}", nix::libc::CLONE_FILES));
+    assert!((0..LOOKS).all(|_| !all.process(tgid).settled));
+}
+
+#[test]
+fn exec_and_exit_move_the_process() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let before = all.process(tgid).value;
+    actor.say("exec /bin/cat");
+    while std::fs::read_link(format!("/proc/{tgid}/exe")).is_ok_and(|exe| !exe.ends_with("cat")) {
+        std::thread::yield_now();
+    }
+    assert_ne!(all.process(tgid).value, before);
+    moves(|| all.process(tgid).value, || actor.kill());
+}
+
+#[test]
+fn taking_and_leaving_a_port_moves_it() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let port = actor.number("udp-bound a") as u16;
+    moves(|| all.port(port), || drop(actor.act("close a")));
+
+    // The kernel takes the next port it likes; asking for a known one shows the bind itself.
+    let mut bound = || {
+        let before: Vec<u64> = (0..=u16::MAX).map(|port| all.port(port)).collect();
+        let port = actor.number("udp-bound b") as u16;
+        actor.act("nothing");
+        all.port(port) != before[usize::from(port)]
+    };
+    assert!(bound());
+}
+
+#[test]
+fn a_port_chosen_by_the_kernel_moves_when_it_is_given_up() {
+    let (all, mut actor) = (generations(), Actor::start());
+    actor.act("udp a");
+    let port = actor.number("connect a 9") as u16;
+    moves(|| all.port(port), || drop(actor.act("close a")));
+    actor.act("ping p");
+    let identifier = actor.number("connect p 0") as u16;
+    moves(|| all.port(identifier), || drop(actor.act("close p")));
+}
+
+#[test]
+fn giving_a_port_up_by_disconnecting_moves_the_process() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    actor.act("udp a");
+    // The first connect takes a port: nothing is given up.
+    stands_still(
+        || all.process(tgid).value,
+        || {
+            actor.act("udp a");
+            actor.act("connect a 9");
+        },
+    );
+    moves(|| all.process(tgid).value, || drop(actor.act("disconnect a")));
+    // A port asked for by bind stays.
+    actor.act("udp-bound b");
+    actor.act("connect b 9");
+    stands_still(|| all.process(tgid).value, || drop(actor.act("disconnect b")));
+    settles(&all, tgid);
+}
+
+#[test]
+fn tcp_moves_ports_at_listen_connect_and_close() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let before: Vec<u64> = (0..=u16::MAX).map(|port| all.port(port)).collect();
+    let listening = actor.number("tcp-listen l") as u16;
+    let bound_and_listening = all.port(listening) - before[usize::from(listening)];
+    assert!(bound_and_listening >= 2, "bind and listen each move it, moved {bound_and_listening}");
+    let local = actor.number(&format!("tcp-connect c {listening}")) as u16;
+    assert_ne!(all.port(local), before[usize::from(local)], "connect");
+    actor.act("accept s l");
+    moves(|| all.port(local), || drop(actor.act("close c")));
+    moves(
+        || all.port(listening),
+        || {
+            actor.act("close s");
+            actor.act("close l");
+        },
+    );
+}
+
+#[test]
+fn a_raw_socket_moves_everything() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let before = all.raw_sockets();
+    moves(|| all.wide(), || drop(actor.act("raw r")));
+    assert!(all.raw_sockets() > before);
+}
+
+#[test]
+fn the_maker_of_a_socket_is_known() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    actor.act("udp u");
+    let (cookie, now) = (actor.number("cookie u"), all.process(tgid));
+    let creator = probe().sockets().creator(cookie).expect("a look-up").expect("a new socket");
+    assert_eq!((creator.tgid, creator.raw, creator.shared_table), (tgid, false, false));
+    assert_eq!(creator.process_generation, now.value);
+    assert!(creator.wide_generation <= all.wide());
+    assert_eq!(creator.start / 10_000_000, start_in_ticks(tgid), "the start /proc tells, in ticks of 10 ms");
+    actor.act("raw r");
+    let cookie = actor.number("cookie r");
+    assert!(probe().sockets().creator(cookie).expect("a look-up").expect("a new socket").raw);
+    assert_eq!(probe().sockets().creator(u64::MAX).expect("a look-up"), None);
+}
+
+/// Field 22 of /proc/PID/stat; the second field ends with the last bracket.
+fn start_in_ticks(tgid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{tgid}/stat")).expect("it lives");
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    fields.split_whitespace().nth(19).and_then(|start| start.parse().ok()).expect("a start")
+}
+
+#[test]
+fn ip_is_there() {
+    // The actor needs it; without it every other message here would be hard to read.
+    assert!(Command::new("ip").arg("-V").output().is_ok(), "apt-get install iproute2");
+}

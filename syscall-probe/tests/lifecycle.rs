@@ -1,0 +1,153 @@
+//! Loading, doing without some hooks, events, and leaving nothing behind. Needs root and a real kernel.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use syscall_probe::{Event, EventKind, Events, Exact, Hook, LoadError, Options, Probe};
+
+mod actor;
+use actor::Actor;
+
+#[test]
+fn actor() {
+    actor::play();
+}
+
+fn load() -> Probe {
+    Probe::load(&Options::default()).expect("the probe loads (tests run as root)")
+}
+
+#[test]
+fn everything_attaches_here() {
+    let probe = load();
+    assert_eq!(probe.missing(), []);
+    assert_eq!(probe.generations().exact(), Exact { processes: true, ports: true, files: true, sockets: true });
+}
+
+#[test]
+fn without_one_hook_the_others_work() {
+    let probe = Probe::load(&Options { object: None, without: vec![Hook::Fork, Hook::Sockets] }).expect("it loads");
+    let missing: Vec<Hook> = probe.missing().iter().map(|(hook, _)| *hook).collect();
+    assert_eq!(missing, [Hook::Fork, Hook::Sockets]);
+    assert_eq!(probe.generations().exact(), Exact { processes: false, ports: true, files: true, sockets: true });
+    assert!(!probe.generations().process(std::process::id()).settled);
+    assert!(probe.holders().is_none());
+}
+
+#[test]
+fn without_all_hooks_nothing_is_exact() {
+    let probe = Probe::load(&Options { object: None, without: Hook::ALL.to_vec() }).expect("as asked for");
+    assert_eq!(probe.missing().len(), Hook::ALL.len());
+    assert_eq!(probe.generations().exact(), Exact { processes: false, ports: false, files: false, sockets: false });
+}
+
+#[test]
+fn after_the_probe_nothing_is_settled() {
+    let probe = load();
+    let all = probe.generations();
+    let mut actor = Actor::start();
+    let tgid = actor.tgid();
+    while !all.process(tgid).settled {
+        std::thread::yield_now(); // others' wide calls
+    }
+    drop(probe);
+    assert!(!all.process(tgid).settled);
+    assert!(!all.exact().ports);
+    let before = all.process(tgid).value;
+    actor.act("mmap rx");
+    assert_eq!(all.process(tgid).value, before, "the programs are gone");
+}
+
+#[test]
+fn objects_that_are_none_are_refused() {
+    let load =
+        |object: PathBuf| Probe::load(&Options { object: Some(object), without: vec![] }).expect_err("no object");
+    assert!(matches!(load("/nonexistent".into()), LoadError::ReadObject { .. }));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), b"\x7fELF nonsense").expect("written");
+    assert!(matches!(load(file.path().into()), LoadError::BadObject(_)));
+}
+
+#[test]
+fn an_object_file_is_taken_instead_of_the_embedded_one() {
+    let object = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/probe.bpf.c"));
+    let compiled = tempfile::NamedTempFile::new().expect("a file");
+    let clang = std::env::var_os("CLANG").unwrap_or("clang".into());
+    let arguments = ["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-I/usr/include/x86_64-linux-gnu", "-c"];
+    let status = std::process::Command::new(clang).args(arguments).arg(object).arg("-o").arg(compiled.path()).status();
+    assert!(status.expect("clang runs").success());
+    let probe = Probe::load(&Options { object: Some(compiled.path().into()), without: vec![] }).expect("it loads");
+    assert_eq!(probe.missing(), []);
+}
+
+/// Takes messages until one is as wanted, for ten seconds without any at most.
+#[track_caller]
+fn wait_for(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+    loop {
+        while let Some(event) = events.next() {
+            let event = event.expect("a known event");
+            if wanted(&event) {
+                return event;
+            }
+        }
+        let mut descriptors = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
+        assert_ne!(poll(&mut descriptors, PollTimeout::from(10_000_u16)), Ok(0), "no message came");
+    }
+}
+
+#[test]
+fn a_process_is_told_of_from_fork_to_exit() {
+    let mut probe = load();
+    let mut events = probe.take_events().expect("not taken yet");
+    assert!(probe.take_events().is_none());
+    let mut actor = Actor::start();
+    let tgid = actor.tgid();
+    let parent = std::process::id();
+    wait_for(&mut events, |event| event.tgid == parent && event.kind == EventKind::Fork { child: tgid });
+    let start = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exec).start;
+    actor.act("mmap rw");
+    actor.act("mmap rx");
+    let mapping = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::ExecMapping);
+    assert_eq!(mapping.start, start);
+    actor.kill();
+    let exit = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exit);
+    assert_eq!(exit.start, start);
+}
+
+#[test]
+fn a_full_ring_moves_everything() {
+    let mut probe = load();
+    let all = probe.generations();
+    let events = probe.take_events();
+    let mut actor = Actor::start();
+    let before = all.wide();
+    while all.lost_events() == 0 {
+        actor.act("mmap-many rx 10000");
+    }
+    assert_ne!(all.wide(), before);
+    drop(events);
+}
+
+#[test]
+fn killed_it_leaves_nothing_behind() {
+    let mut actor = Actor::start();
+    actor.act("load-probe");
+    let links: HashSet<u32> = links_of(actor.tgid());
+    assert!(links.len() >= Hook::ALL.len() - 2, "two hooks are iterators, without a link; found {links:?}");
+    actor.kill();
+    // The kernel frees what nobody holds a little after the descriptors are closed.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while aya::programs::loaded_links().filter_map(Result::ok).any(|link| links.contains(&link.id())) {
+        assert!(std::time::Instant::now() < deadline, "a link outlived its owner");
+        std::thread::yield_now();
+    }
+}
+
+/// The numbers of the eBPF links that a process holds.
+fn links_of(tgid: u32) -> HashSet<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{tgid}/fdinfo")).expect("it lives");
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("link_id:")?.trim().parse().ok())).collect()
+}
