@@ -1,0 +1,212 @@
+//! One client: its frames in, its answers out.
+
+use std::io;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use shared::control::{
+    self, Answer, Call, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, Request, VERSION,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{Handler, Limits};
+
+/// The longest request of a user who may only ask, bytes: such requests are short, and what JSON takes in memory is many
+/// times its length.
+const MAX_UNPRIVILEGED_REQUEST: usize = 16 << 10;
+
+/// Who is at the other end, as the kernel saw it when it connected (SO_PEERCRED).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    /// For people only: the process may be gone and its number somebody else's.
+    pub(super) pid: Option<i32>,
+}
+
+impl Peer {
+    pub(super) fn is_root(self) -> bool {
+        self.uid == 0
+    }
+
+    /// Root may do everything; others who can connect may look.
+    fn may(self, request: &Request) -> bool {
+        self.is_root() || matches!(request, Request::List { .. } | Request::Status)
+    }
+
+    fn longest_request(self) -> usize {
+        if self.is_root() { MAX_REQUEST } else { MAX_UNPRIVILEGED_REQUEST }
+    }
+}
+
+/// Why a connection ended before the client closed it.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the connection ended within a frame")]
+    Truncated,
+    #[error("a frame was not complete in time")]
+    SlowFrame,
+    #[error("nothing was asked for too long")]
+    Idle,
+    #[error("an answer was not taken in time")]
+    SlowReader,
+    #[error("the handler failed: {0}")]
+    Handler(tokio::task::JoinError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// An answer ready to be sent.
+struct Reply {
+    frame: Vec<u8>,
+    /// Whether the client may go on: after a frame that made no sense nothing it says can be trusted to start where it
+    /// seems to.
+    go_on: bool,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) stream: UnixStream,
+    pub(super) peer: Peer,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) limits: Limits,
+}
+
+impl Connection {
+    /// Answers the client until either side has enough.
+    pub(super) async fn run(mut self) {
+        let Err(broken) = self.converse().await else { return };
+        let Peer { uid, pid } = self.peer;
+        match broken {
+            Broken::Idle => tracing::debug!(uid, pid, "control connection closed: {broken}"),
+            Broken::Handler(_) => tracing::error!(uid, pid, "control connection closed: {broken}"),
+            _ => tracing::warn!(uid, pid, "control connection closed: {broken}"),
+        }
+    }
+
+    async fn converse(&mut self) -> Result<(), Broken> {
+        loop {
+            let body = match self.read_frame().await {
+                Ok(Some(body)) => body,
+                Ok(None) => return Ok(()),
+                Err(Broken::Frame(error)) => {
+                    self.send(&malformed(error.to_string()).frame()).await?;
+                    return Err(error.into());
+                }
+                Err(broken) => return Err(broken),
+            };
+            let (handler, peer) = (self.handler.clone(), self.peer);
+            let reply = tokio::task::spawn_blocking(move || reply(&*handler, peer, &body));
+            let reply = reply.await.map_err(Broken::Handler)?;
+            self.send(&reply.frame).await?;
+            if !reply.go_on {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next frame's body; `None` if the client is done or the server stops.
+    async fn read_frame(&mut self) -> Result<Option<Vec<u8>>, Broken> {
+        let mut header = [0; HEADER];
+        let arrived = tokio::select! {
+            read = timeout(self.limits.idle, self.stream.read(&mut header)) => read.map_err(|_| Broken::Idle)??,
+            // An error means that the server is gone.
+            _ = self.stopping.wait_for(|stopping| *stopping) => return Ok(None),
+        };
+        if arrived == 0 {
+            return Ok(None);
+        }
+        let limit = self.peer.longest_request();
+        let rest = async {
+            self.stream.read_exact(&mut header[arrived..]).await.map_err(ended)?;
+            let length = control::body_length(header, limit)?;
+            // Grows with what arrives, not with what was announced.
+            let mut body = Vec::new();
+            (&mut self.stream).take(length as u64).read_to_end(&mut body).await?;
+            if body.len() == length { Ok(Some(body)) } else { Err(Broken::Truncated) }
+        };
+        timeout(self.limits.frame, rest).await.map_err(|_| Broken::SlowFrame)?
+    }
+
+    async fn send(&mut self, frame: &[u8]) -> Result<(), Broken> {
+        timeout(self.limits.answer, self.stream.write_all(frame)).await.map_err(|_| Broken::SlowReader)??;
+        Ok(())
+    }
+}
+
+fn ended(error: io::Error) -> Broken {
+    if error.kind() == io::ErrorKind::UnexpectedEof { Broken::Truncated } else { Broken::Io(error) }
+}
+
+/// Reads one request, has it answered, and writes the answer. Blocks.
+fn reply(handler: &dyn Handler, peer: Peer, body: &[u8]) -> Reply {
+    match read_call(body) {
+        Err(message) => {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, "malformed control request: {message}");
+            Reply { frame: malformed(message).frame(), go_on: false }
+        }
+        Ok(request) if !peer.may(&request) => {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, "control request refused");
+            let message = "only root may change rules and policies; others may list them and ask for the status";
+            let refusal = failure(FailureKind::Forbidden, message.into());
+            Reply { frame: refusal.frame(), go_on: true }
+        }
+        Ok(request) => Reply { frame: handler.handle(request).frame(), go_on: true },
+    }
+}
+
+fn read_call(body: &[u8]) -> Result<Request, String> {
+    /// What every version of the protocol has.
+    #[derive(Deserialize)]
+    struct Envelope {
+        version: u32,
+    }
+    let Envelope { version } = control::decode(body).map_err(|error| error.to_string())?;
+    if version != VERSION {
+        return Err(format!(
+            "the client speaks version {version} of the control protocol and this app-fw version {VERSION}: \
+             use the ctl-fw that came with it"
+        ));
+    }
+    let call: Call = control::decode(body).map_err(|error| error.to_string())?;
+    Ok(call.request)
+}
+
+fn failure(kind: FailureKind, message: String) -> Answer {
+    Answer::Error(Failure { kind, message })
+}
+
+fn malformed(message: String) -> Answer {
+    failure(FailureKind::Malformed, message)
+}
+
+/// Tells a client that it cannot be served. What does not fit into the empty buffer of a new socket is not said.
+pub(super) fn refuse(stream: &UnixStream, message: &str) {
+    let frame = failure(FailureKind::Busy, format!("{message}: try again later")).frame();
+    if let Err(error) = stream.try_write(&frame) {
+        tracing::debug!(%error, "a refused client was not told");
+    }
+}
+
+trait Framed {
+    /// The answer's frame, or that of an error if it is longer than a client takes.
+    fn frame(&self) -> Vec<u8>;
+}
+
+impl Framed for Answer {
+    fn frame(&self) -> Vec<u8> {
+        let message = match control::encode(self) {
+            Ok(frame) if frame.len() - HEADER <= MAX_ANSWER => return frame,
+            Ok(_) => "the answer is too long: ask for one chain or one namespace".into(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("a control answer could not be sent: {message}");
+        // A failure is two strings: it can always be encoded.
+        control::encode(&failure(FailureKind::Invalid, message)).unwrap_or_default()
+    }
+}
