@@ -1,0 +1,389 @@
+//! The thorough way from a flow to its owners.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use shared::{Cause, Protocol};
+use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
+
+use super::census::{Census, may_send};
+use super::diag::{Diag, Socket, Tuple, state};
+use super::{Endpoint, Holder, Owners, Stamp, descriptors, sole_maker};
+use crate::image::Process;
+use crate::namespaces::{Namespace, NamespaceId};
+
+/// Finds owners. One for each thread that searches.
+pub struct Search {
+    /// The probe's generations, if it runs.
+    pub generations: Option<Generations>,
+    /// Who made which socket.
+    pub sockets: Option<SocketTable>,
+    /// Who holds which socket; without it /proc tells.
+    pub iterator: Option<Holders>,
+    /// The raw sockets there are.
+    pub census: Census,
+    diags: HashMap<NamespaceId, Diag>,
+}
+
+/// Diagnostics sockets are kept open for so many namespaces.
+const MAX_NAMESPACES: usize = 256;
+
+/// An answer in the making.
+#[derive(Default)]
+struct Found {
+    holders: Vec<Holder>,
+    undetermined: Option<Cause>,
+    cookies: Vec<u64>,
+    /// Something about it could change without any generation moving.
+    fleeting: bool,
+}
+
+impl Found {
+    fn undetermined(cause: Cause) -> Found {
+        Found { undetermined: Some(cause), fleeting: true, ..Found::default() }
+    }
+
+    /// "Nobody" is never kept: no generation tells when somebody comes.
+    fn nobody() -> Found {
+        Found { fleeting: true, ..Found::default() }
+    }
+
+    /// What was true of a socket before it was closed.
+    fn last(owners: &Owners) -> Found {
+        Found { holders: owners.holders.clone(), undetermined: None, cookies: owners.cookies.clone(), fleeting: true }
+    }
+
+    fn add(&mut self, holders: impl IntoIterator<Item = Holder>) {
+        for holder in holders {
+            if !self.holders.iter().any(|known| known.process == holder.process) {
+                self.holders.push(holder);
+            }
+        }
+    }
+}
+
+/// The processes of a list that hold a socket.
+struct Accounted {
+    holders: Vec<Holder>,
+    /// Nobody else can hold it, and nobody can get it without a generation moving.
+    complete: bool,
+}
+
+impl Search {
+    /// A search with what the probe has to offer.
+    pub fn new(
+        generations: Option<Generations>,
+        sockets: Option<SocketTable>,
+        iterator: Option<Holders>,
+        census: Census,
+    ) -> Search {
+        Search { generations, sockets, iterator, census, diags: HashMap::new() }
+    }
+
+    /// Every process that holds a socket the flow may belong to. `previous` is an earlier answer for the same flow: a
+    /// socket that has been closed since, and goes on sending, belongs to those who held it last.
+    pub fn owners(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> Owners {
+        let stamp = self.generations.as_ref().and_then(|generations| Stamp::read(generations, endpoint));
+        let found = match endpoint.protocol {
+            Protocol::TCP => self.tcp(endpoint, namespace, previous),
+            Protocol::UDP | Protocol::UDPLITE => self.datagram(endpoint, namespace, previous),
+            _ => self.other(endpoint, previous),
+        };
+        let found = found.unwrap_or_else(|error| {
+            tracing::debug!("cannot ask about sockets: {error}");
+            Found::undetermined(Cause::NoDiagnostics)
+        });
+        Owners {
+            stamp: stamp.filter(|_| !found.fleeting && !found.holders.is_empty()),
+            holders: found.holders,
+            undetermined: found.undetermined,
+            cookies: found.cookies,
+        }
+    }
+
+    fn tcp(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> io::Result<Found> {
+        let diag = diag_in(&mut self.diags, namespace)?;
+        let Some(socket) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device)? else {
+            // Bound to an interface that was not named, perhaps; or gone.
+            return self.by_ends(endpoint, previous);
+        };
+        if socket.inode != 0 && !matches!(socket.state, state::LISTEN | state::SYN_RECV) {
+            return self.holders(endpoint, &[socket], previous);
+        }
+        if let Some(found) = self.last_holders(socket.cookie, previous) {
+            return Ok(found);
+        }
+        if socket.state == state::TIME_WAIT {
+            return Ok(Found::nobody());
+        }
+        // A handshake, or a connection that nobody has accepted yet: whoever listens may take it.
+        let mut listeners = Vec::new();
+        let diag = diag_in(&mut self.diags, namespace)?;
+        list_at(diag, endpoint, 1 << state::LISTEN, &mut listeners)?;
+        if listeners.is_empty() {
+            return Ok(Found { cookies: vec![socket.cookie], ..Found::undetermined(Cause::HoldersGone) });
+        }
+        let mut found = self.holders(endpoint, &listeners, previous)?;
+        found.fleeting |= socket.state != state::LISTEN;
+        Ok(found)
+    }
+
+    /// Any socket with the local port may send a datagram to anywhere, and most receive from anywhere: remote ends do
+    /// not tell them apart.
+    fn datagram(
+        &mut self,
+        endpoint: &Endpoint,
+        namespace: &Arc<Namespace>,
+        previous: Option<&Owners>,
+    ) -> io::Result<Found> {
+        let mut sockets = Vec::new();
+        list_at(diag_in(&mut self.diags, namespace)?, endpoint, state::ALL, &mut sockets)?;
+        if sockets.is_empty() {
+            Ok(self.absent(endpoint, previous))
+        } else {
+            self.holders(endpoint, &sockets, previous)
+        }
+    }
+
+    /// Protocols that diagnostics do not know: ICMP echo sockets and raw sockets, SCTP and the like.
+    fn other(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
+        if endpoint.outgoing && !endpoint.from_process {
+            // Neighbour discovery, ICMP errors, IGMP reports: the kernel's own.
+            return Ok(self.absent(endpoint, previous));
+        }
+        let records = self.dump()?;
+        let found = self.matching(&records, |record| {
+            is_in(record, endpoint)
+                && (may_send(record, endpoint.protocol) || (is_protocol(record, endpoint) && is_here(record, endpoint)))
+        });
+        Ok(found.unwrap_or_else(|| self.absent(endpoint, previous)))
+    }
+
+    /// Looks at every open socket for one with these ends.
+    fn by_ends(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
+        if !endpoint.from_process {
+            return Ok(self.absent(endpoint, previous));
+        }
+        let records = self.dump()?;
+        let Tuple { remote, remote_port, .. } = endpoint.tuple;
+        let found = self.matching(&records, |record| {
+            is_in(record, endpoint)
+                && (may_send(record, endpoint.protocol)
+                    || is_protocol(record, endpoint)
+                        && is_here(record, endpoint)
+                        && record.remote_port == remote_port
+                        && record.remote.to_canonical() == remote)
+        });
+        Ok(found.unwrap_or_else(|| self.absent(endpoint, previous)))
+    }
+
+    /// There is no socket. Then either the kernel made the packet, or its socket is gone already.
+    fn absent(&self, endpoint: &Endpoint, previous: Option<&Owners>) -> Found {
+        if endpoint.from_process {
+            return Found::undetermined(Cause::SocketGone);
+        }
+        match (previous, &self.generations) {
+            (Some(previous), Some(generations)) if previous.were_last(generations) => Found::last(previous),
+            _ => Found::nobody(),
+        }
+    }
+
+    /// Those who held a socket last that no file holds any more.
+    fn last_holders(&self, cookie: u64, previous: Option<&Owners>) -> Option<Found> {
+        let generations = self.generations.as_ref()?;
+        if let Some(previous) = previous
+            && previous.cookies.contains(&cookie)
+            && previous.were_last(generations)
+        {
+            return Some(Found::last(previous));
+        }
+        // Its maker, if that did nothing since but end: nobody else ever had it.
+        let maker = self.sockets.as_ref()?.creator(cookie).ok()??;
+        let process = Process::new(maker.tgid, maker.start);
+        let made = Holder { process, generation: maker.process_generation };
+        let alone = made.ended_at_most(generations)
+            && generations.wide() == maker.wide_generation
+            && !maker.shared_table
+            && !maker.raw;
+        alone.then(|| Found { holders: vec![made], cookies: vec![cookie], fleeting: true, undetermined: None })
+    }
+
+    /// All holders of all of `sockets`, and of the raw sockets that might have made the packet.
+    fn holders(&self, endpoint: &Endpoint, sockets: &[Socket], previous: Option<&Owners>) -> io::Result<Found> {
+        let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
+        let clear = self.generations.as_ref().is_some_and(|generations| self.census.is_clear(generations));
+        let forgers = endpoint.outgoing && !clear;
+        let mut open = Vec::new();
+        for socket in sockets {
+            if socket.inode == 0 {
+                // The kernel's own (a tunnel, an RPC server), or closed just now.
+                found.undetermined = endpoint.from_process.then_some(Cause::HoldersGone).or(found.undetermined);
+                found.fleeting = true;
+            } else if let Some(holders) = self.proven(socket, previous) {
+                found.add(holders);
+            } else {
+                open.push(*socket);
+            }
+        }
+        if open.is_empty() && !forgers {
+            return Ok(found);
+        }
+        let records = self.dump()?;
+        for socket in open {
+            self.holders_of(&records, socket.inode, socket.cookie, &mut found);
+        }
+        if forgers {
+            let forgers = |record: &&SocketRecord| is_in(record, endpoint) && may_send(record, endpoint.protocol);
+            let before = found.holders.len();
+            found.add(records.iter().filter(forgers).map(|record| self.holder(process_of(record))));
+            found.fleeting |= found.holders.len() > before;
+        }
+        Ok(found)
+    }
+
+    /// The holders of a socket without looking at every process: by its maker's record, or because the references of its
+    /// open file are all accounted for by the processes that come to mind.
+    fn proven(&self, socket: &Socket, previous: Option<&Owners>) -> Option<Vec<Holder>> {
+        let (generations, sockets) = (self.generations.as_ref()?, self.sockets.as_ref()?);
+        if let Some(holder) = sole_maker(socket.cookie, sockets, generations, generations.wide()) {
+            return Some(vec![holder]);
+        }
+        let maker = sockets.creator(socket.cookie).ok().flatten();
+        let mut likely: Vec<Process> = maker.map(|maker| Process::new(maker.tgid, maker.start)).into_iter().collect();
+        likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
+        likely.sort_unstable();
+        likely.dedup();
+        let accounted = self.accounted(socket.inode, &likely)?;
+        accounted.complete.then_some(accounted.holders)
+    }
+
+    /// Those of `processes` that hold the socket. `None`: nobody, or that cannot be told here.
+    fn accounted(&self, inode: u64, processes: &[Process]) -> Option<Accounted> {
+        let (generations, iterator) = (self.generations.as_ref()?, self.iterator.as_ref()?);
+        let mut records = Vec::new();
+        let mut holders = Vec::new();
+        let (mut references, mut descriptors, mut settled) = (0, 0, true);
+        for process in processes {
+            // Before the look: whoever passes the socket on afterwards moves it.
+            let generation = generations.process(process.tgid);
+            records.clear();
+            iterator.of_process(process.tgid, &mut records).ok()?;
+            let before = descriptors;
+            for record in records.iter().filter(|record| record.inode == inode && process_of(record) == *process) {
+                references = record.file_refs;
+                descriptors += 1;
+                // A datagram socket that shares its port may get company which no hook sees come.
+                let lonely = !record.reuse || record.protocol == u16::from(Protocol::TCP.0);
+                settled &= lonely && !record.shared_table;
+            }
+            if descriptors > before {
+                settled &= generation.settled;
+                holders.push(Holder { process: *process, generation: generation.value });
+            }
+        }
+        (!holders.is_empty()).then_some(Accounted { holders, complete: settled && references == descriptors })
+    }
+
+    /// Adds all processes of the list `records` that hold a socket.
+    fn holders_of(&self, records: &[SocketRecord], inode: u64, cookie: u64, found: &mut Found) {
+        let mut processes: Vec<Process> =
+            records.iter().filter(|record| record.inode == inode).map(process_of).collect();
+        processes.sort_unstable();
+        processes.dedup();
+        if let Some(accounted) = self.accounted(inode, &processes) {
+            found.fleeting |= !accounted.complete;
+            // Those that gave it up between the two looks stay: the packet may be theirs.
+            found.fleeting |= accounted.holders.len() < processes.len();
+            found.add(accounted.holders);
+        } else {
+            found.fleeting = true;
+        }
+        if processes.is_empty() {
+            // Held, but by no descriptor: under way in a message, or registered with an io_uring.
+            match self.sockets.as_ref().and_then(|sockets| sockets.creator(cookie).ok().flatten()) {
+                Some(maker) => processes.push(Process::new(maker.tgid, maker.start)),
+                None => found.undetermined = Some(Cause::HoldersGone),
+            }
+        }
+        found.add(processes.into_iter().map(|process| self.holder(process)));
+    }
+
+    fn holder(&self, process: Process) -> Holder {
+        let generation = self.generations.as_ref().map_or(0, |generations| generations.process(process.tgid).value);
+        Holder { process, generation }
+    }
+
+    /// All holders of all sockets of `records` that `wanted` wants. `None`: there is no such socket.
+    fn matching(&self, records: &[SocketRecord], wanted: impl Fn(&SocketRecord) -> bool) -> Option<Found> {
+        let mut sockets: Vec<(u64, u64)> =
+            records.iter().filter(|record| wanted(record)).map(|record| (record.inode, record.cookie)).collect();
+        sockets.sort_unstable();
+        sockets.dedup();
+        let mut found = Found { cookies: sockets.iter().map(|(_, cookie)| *cookie).collect(), ..Found::default() };
+        for (inode, cookie) in &sockets {
+            self.holders_of(records, *inode, *cookie, &mut found);
+        }
+        (!sockets.is_empty()).then_some(found)
+    }
+
+    /// Every open socket.
+    fn dump(&self) -> io::Result<Vec<SocketRecord>> {
+        let Some(iterator) = &self.iterator else { return descriptors::dump() };
+        let mut records = Vec::new();
+        let raw_sockets = self.generations.as_ref().map(Generations::raw_sockets);
+        iterator.all(&mut records)?;
+        if let Some(generation) = raw_sockets {
+            self.census.take(generation, &records);
+        }
+        Ok(records)
+    }
+
+    /// Counts the raw sockets, so that the packet path need not search while there are none.
+    ///
+    /// # Errors
+    /// The kernel does not list sockets.
+    pub fn count_raw_sockets(&self) -> io::Result<()> {
+        self.dump().map(drop)
+    }
+}
+
+fn process_of(record: &SocketRecord) -> Process {
+    Process::new(record.tgid, record.start)
+}
+
+fn is_in(record: &SocketRecord, endpoint: &Endpoint) -> bool {
+    u64::from(record.netns) == endpoint.namespace.inode
+}
+
+fn is_protocol(record: &SocketRecord, endpoint: &Endpoint) -> bool {
+    record.protocol == u16::from(endpoint.protocol.0)
+}
+
+/// Whether the socket's local end is the flow's.
+fn is_here(record: &SocketRecord, endpoint: &Endpoint) -> bool {
+    let bound = Tuple { local: record.local, local_port: record.local_port, remote: record.remote, remote_port: 0 };
+    record.local_port == endpoint.tuple.local_port && bound.is_at(endpoint.tuple.local, record.ipv6_only)
+}
+
+/// Sockets in any of `states` that are at the flow's local end.
+fn list_at(diag: &mut Diag, endpoint: &Endpoint, states: u32, out: &mut Vec<Socket>) -> io::Result<()> {
+    let Tuple { local, local_port, .. } = endpoint.tuple;
+    if local.is_ipv4() {
+        diag.list(endpoint.protocol, false, local_port, states, out)?;
+    }
+    diag.list(endpoint.protocol, true, local_port, states, out)?;
+    out.retain(|socket| socket.tuple.is_at(local, socket.ipv6_only));
+    Ok(())
+}
+
+/// The diagnostics socket of a namespace, opened there at first.
+fn diag_in<'a>(diags: &'a mut HashMap<NamespaceId, Diag>, namespace: &Namespace) -> io::Result<&'a mut Diag> {
+    if !diags.contains_key(&namespace.id) {
+        if diags.len() >= MAX_NAMESPACES {
+            diags.clear();
+        }
+        diags.insert(namespace.id, namespace.inside(Diag::open)??);
+    }
+    diags.get_mut(&namespace.id).ok_or_else(|| io::ErrorKind::NotFound.into())
+}

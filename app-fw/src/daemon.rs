@@ -1,0 +1,444 @@
+//! Puts the daemon together, runs it, and takes it apart again.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, bounded, select};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Group;
+use shared::{Chain, Digest};
+use syscall_probe::{EventKind, Events, Options, Probe};
+use tokio::io::Interest;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Args, SigType};
+use crate::attribute::census::Census;
+use crate::clock::Clock;
+use crate::control::{ControlError, GROUP, Server};
+use crate::image::{Digests, ObjectKey, Process, Retention};
+use crate::investigate::{Investigators, Means};
+use crate::journal::{Journal, Policy};
+use crate::matcher::{Defaults, Ruleset};
+use crate::namespaces::Namespaces;
+use crate::office::{Office, Post, ProbeReport, compile};
+use crate::pipeline::{Pipeline, Surroundings};
+use crate::queue::{self, Queue, QueueError};
+use crate::signature::{SecretError, Signatures, Uses};
+use crate::store::{Store, StoreError};
+use crate::sys::readiness::watch;
+use crate::worker::{Counters, Parts, Settings, Worker};
+
+/// Why the daemon could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// It must be root.
+    #[error("app-fw needs root: it binds netfilter queues and looks into all processes")]
+    NotRoot,
+    /// A queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The database.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The control socket.
+    #[error("{0}")]
+    Control(#[from] ControlError),
+    /// The key for signatures.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The event log.
+    #[error("event log {path}: {error}")]
+    Log {
+        /// Its path.
+        path: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A worker ended.
+    #[error("a queue can no longer be served: {0}")]
+    Worker(String),
+    /// The system.
+    #[error("{step}: {error}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+fn system(step: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |error| DaemonError::System { step, error }
+}
+
+/// Packets that may wait in the kernel for a verdict, each queue. Those parked count.
+const QUEUE_LENGTH: u32 = 16_384;
+/// The receive buffer to begin with, bytes.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Enough for an IPv6 header with options, and for an ICMP error with the headers it quotes.
+const HEADERS: u16 = 256;
+/// Digests that may wait to be stored.
+const FRESH_DIGESTS: usize = 4096;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`DaemonError`].
+pub fn run(args: &Args) -> Result<(), DaemonError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(DaemonError::NotRoot);
+    }
+    args.without_effect().iter().for_each(|note| tracing::info!("{note}"));
+    let store = Store::open(&args.db)?;
+    let signatures = signatures(args)?;
+    let mut probe = load_probe(args);
+    let report = ProbeReport::new(probe.as_ref().map_err(Clone::clone));
+    report.sentences().iter().for_each(|sentence| tracing::warn!("{sentence}"));
+    // Before any thread starts: see Queue::bind.
+    let queues = bind_queues(args, signatures.as_deref())?;
+    let events = probe.as_mut().ok().and_then(Probe::take_events);
+    let started = start(args, store, signatures, probe.as_ref().ok(), report, queues)?;
+    let served = serve(args, &started, events);
+    served.and(started.stop())
+}
+
+fn load_probe(args: &Args) -> Result<Probe, String> {
+    if args.no_probe {
+        return Err("--no-probe was given".into());
+    }
+    let options = Options { object: args.ebpf_obj.clone(), without: args.without_hook.clone() };
+    Probe::load(&options).map_err(|error| error.to_string())
+}
+
+fn signatures(args: &Args) -> Result<Option<Arc<Signatures>>, DaemonError> {
+    let uses =
+        Uses { sign: args.sig_type != SigType::None, validate_input: args.in_val, validate_forward: args.fwd_val };
+    let wanted = uses.sign || uses.validate_input || uses.validate_forward;
+    match (&args.secret, wanted) {
+        (Some(path), true) => Ok(Some(Arc::new(Signatures::read(path, uses)?))),
+        _ => Ok(None),
+    }
+}
+
+/// Packets whose content matters come whole and cut to size.
+fn whole_packets(chain: Chain, signatures: Option<&Signatures>) -> bool {
+    signatures.is_some_and(|signatures| signatures.validates(chain) || chain == Chain::Output && signatures.signs())
+}
+
+fn bind_queues(args: &Args, signatures: Option<&Signatures>) -> Result<Vec<(Chain, Arc<Queue>)>, DaemonError> {
+    let mut queues = Vec::new();
+    for (chain, numbers) in
+        [(Chain::Output, &args.queue_out), (Chain::Input, &args.queue_in), (Chain::Forward, &args.queue_fwd)]
+    {
+        let whole = whole_packets(chain, signatures);
+        let settings = queue::Settings {
+            copy_range: if whole { u16::MAX } else { HEADERS },
+            segmentation_offload: !whole,
+            length: QUEUE_LENGTH,
+            receive_buffer: RECEIVE_BUFFER,
+            max_receive_buffer: args.max_nl_bufsz as usize,
+        };
+        for number in numbers.clone() {
+            queues.push((chain, Arc::new(Queue::bind(number, &settings)?)));
+        }
+    }
+    Ok(queues)
+}
+
+/// The running parts.
+struct Started {
+    office: Arc<Office>,
+    investigators: Investigators,
+    workers: Vec<JoinHandle<()>>,
+    failures: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<String>>,
+    halt: Arc<EventFd>,
+    journal: Journal,
+    keeper: JoinHandle<()>,
+    end_keeper: crossbeam_channel::Sender<()>,
+}
+
+fn start(
+    args: &Args,
+    store: Store,
+    signatures: Option<Arc<Signatures>>,
+    probe: Option<&Probe>,
+    report: ProbeReport,
+    queues: Vec<(Chain, Arc<Queue>)>,
+) -> Result<Started, DaemonError> {
+    let clock = Clock::new();
+    let namespaces = Arc::new(ArcSwap::from_pointee(Namespaces::look().map_err(system("network namespaces"))?));
+    let defaults = Defaults { output: args.pol_out, input: args.pol_in, forward: args.pol_fwd };
+    let rules = Arc::new(ArcSwap::from_pointee(compile(&store, defaults)?));
+    let (fresh, to_keep) = bounded(FRESH_DIGESTS);
+    let digests = Arc::new(Digests::new(store.digests()?, fresh));
+    let means = Means {
+        clock: clock.clone(),
+        digests: digests.clone(),
+        generations: probe.map(Probe::generations),
+        iterator: probe.and_then(Probe::holders),
+        census: Census::default(),
+        namespaces: namespaces.clone(),
+    };
+    let investigators = Investigators::start(&means, probe).map_err(system("starting the investigators"))?;
+    let journal =
+        Journal::open(&args.log).map_err(|error| DaemonError::Log { path: args.log.display().to_string(), error })?;
+    let halt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+    let halt = Arc::new(halt.map_err(io::Error::from).map_err(system("eventfd"))?);
+    let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
+    let (mut posts, mut workers) = (Vec::new(), Vec::new());
+    let crew = Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators };
+    for (chain, queue) in queues {
+        let mut counters = Vec::new();
+        for _ in 0..crew.workers_for(chain) {
+            let counter = Arc::new(Counters::default());
+            let worker = crew.worker(chain, &queue, &counter, &journal, &halt)?;
+            workers.push(work(worker, chain, queue.number(), failed.clone())?);
+            counters.push(counter);
+        }
+        posts.push(Post { chain, queue, counters });
+    }
+    let store = Arc::new(Mutex::new(store));
+    let (end_keeper, end) = bounded(1);
+    let keeper = keep_digests(store.clone(), to_keep, end).map_err(system("starting a thread"))?;
+    let office = Arc::new(Office {
+        store,
+        rules,
+        namespaces,
+        defaults,
+        posts,
+        probe: report,
+        digests,
+        clock: clock.name(),
+        since: Instant::now(),
+        events_omitted: Box::new(journal.omitted()),
+    });
+    let failures = tokio::sync::Mutex::new(failures);
+    Ok(Started { office, investigators, workers, failures, halt, journal, keeper, end_keeper })
+}
+
+/// What workers are made from.
+struct Crew<'a> {
+    args: &'a Args,
+    means: &'a Means,
+    probe: Option<&'a Probe>,
+    rules: &'a Arc<ArcSwap<Ruleset>>,
+    signatures: Option<Arc<Signatures>>,
+    investigators: &'a Investigators,
+}
+
+/// More workers on one queue get into each other's way.
+const MAX_PARALLEL: usize = 4;
+
+impl Crew<'_> {
+    fn workers_for(&self, chain: Chain) -> usize {
+        let numbers = match chain {
+            Chain::Output => &self.args.queue_out,
+            Chain::Input => &self.args.queue_in,
+            Chain::Forward => &self.args.queue_fwd,
+        };
+        match (self.args.parallel, numbers.len()) {
+            (true, 1) => thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_PARALLEL),
+            _ => 1,
+        }
+    }
+
+    fn worker(
+        &self,
+        chain: Chain,
+        queue: &Arc<Queue>,
+        counters: &Arc<Counters>,
+        journal: &Journal,
+        halt: &Arc<EventFd>,
+    ) -> Result<Worker, DaemonError> {
+        let world = Surroundings {
+            chain,
+            rules: self.rules.clone(),
+            namespaces: self.means.namespaces.clone(),
+            generations: self.means.generations.clone(),
+            sockets: self.probe.map(Probe::sockets),
+            census: self.means.census.clone(),
+            retention: match (self.args.no_rescan, self.args.retain_maps) {
+                (true, _) => Retention::FirstLook,
+                (false, true) => Retention::Objects,
+                (false, false) => Retention::Nothing,
+            },
+        };
+        let whole = whole_packets(chain, self.signatures.as_deref());
+        let settings = Settings {
+            prefetch: usize::from(self.args.pkt_prefetch),
+            batch_count: usize::from(self.args.batch_count),
+            batch_age: self.args.batch_timeout.saturating_mul(1000),
+            copy_range: if whole { u16::MAX } else { HEADERS },
+        };
+        Worker::new(Parts {
+            queue: queue.clone(),
+            chain,
+            settings,
+            clock: self.means.clock.clone(),
+            pipeline: Pipeline::new(world),
+            investigators: self.investigators.clone(),
+            stop: halt.clone(),
+            reporter: journal.reporter(Policy { accepted: self.args.log_accept, rate: self.args.log_rate }),
+            signatures: self.signatures.clone(),
+            counters: counters.clone(),
+        })
+        .map_err(system("starting a worker"))
+    }
+}
+
+fn work(
+    worker: Worker,
+    chain: Chain,
+    number: u16,
+    failed: tokio::sync::mpsc::UnboundedSender<String>,
+) -> Result<JoinHandle<()>, DaemonError> {
+    /// Tells when the thread ends without being asked to, whatever the reason.
+    struct Watch(Option<(u16, tokio::sync::mpsc::UnboundedSender<String>)>);
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            if let Some((number, failed)) = self.0.take() {
+                let _ = failed.send(format!("the worker of queue {number} ended"));
+            }
+        }
+    }
+    let serve = move || {
+        let mut watch = Watch(Some((number, failed.clone())));
+        match worker.run() {
+            Ok(()) => watch.0 = None,
+            Err(error) => {
+                watch.0 = None;
+                let _ = failed.send(format!("queue {number}: {error}"));
+            }
+        }
+    };
+    let name = format!("{}-{number}", chain.name().to_ascii_lowercase());
+    thread::Builder::new().name(name).spawn(serve).map_err(system("starting a worker"))
+}
+
+/// Stores digests as they are made, many at a time.
+fn keep_digests(
+    store: Arc<Mutex<Store>>,
+    fresh: Receiver<(ObjectKey, Digest)>,
+    end: Receiver<()>,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("digests".into()).spawn(move || {
+        let keep = |first: Option<(ObjectKey, Digest)>| {
+            let digests: Vec<_> = first.into_iter().chain(fresh.try_iter()).collect();
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = store.remember_digests(&digests) {
+                // They are made again after a restart; nothing is judged by what the store has.
+                tracing::warn!("digests could not be stored: {error}");
+            }
+        };
+        loop {
+            select! {
+                recv(fresh) -> digest => match digest {
+                    Ok(digest) => keep(Some(digest)),
+                    Err(_) => break,
+                },
+                recv(end) -> _ => break,
+            }
+        }
+        keep(None);
+    })
+}
+
+/// Serves clients and watches over the rest until a signal or a failure.
+fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("tokio"))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+        let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
+        let server = Server::bind(&args.socket, group)?;
+        tracing::info!("ready: listening on {}", args.socket.display());
+        let mut failures = started.failures.lock().await;
+        let mut failure = None;
+        let over = async {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                failed = failures.recv() => failure = failed,
+                () = watch_names(&started.office) => {}
+                () = watch_processes(events, &started.investigators) => {}
+            }
+        };
+        server.serve(started.office.clone(), over).await?;
+        failure.map_or(Ok(()), |failure| Err(DaemonError::Worker(failure)))
+    })
+}
+
+/// Takes note of namespaces that get or lose a name: `ip netns` mounts and unmounts.
+async fn watch_names(office: &Office) {
+    let mounts = std::fs::File::open("/proc/self/mountinfo")
+        .and_then(|file| watch(file.into(), Interest::PRIORITY | Interest::ERROR));
+    let mounts = match mounts {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            tracing::warn!("names of network namespaces are not followed: {error}");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        if let Some(again) = office.namespaces.load().look_again() {
+            office.namespaces.store(Arc::new(again));
+        }
+        match mounts.ready(Interest::PRIORITY | Interest::ERROR).await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(error) => {
+                tracing::warn!("names of network namespaces are no longer followed: {error}");
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// Has programs hashed when they start, ahead of their first packet.
+async fn watch_processes(events: Option<Events>, investigators: &Investigators) {
+    let Some(mut events) = events else { return std::future::pending().await };
+    let polled = events.as_fd().try_clone_to_owned().and_then(|fd| watch(fd, Interest::READABLE));
+    let Ok(polled) = polled.inspect_err(|error| tracing::warn!("events of processes: {error}")) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let Ok(mut ready) = polled.readable().await else { return std::future::pending().await };
+        while let Some(event) = events.next() {
+            match event {
+                Ok(event) if event.kind == EventKind::Exec => {
+                    investigators.look_ahead(Process::new(event.tgid, event.start));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        ready.clear_ready();
+    }
+}
+
+impl Started {
+    /// Settles what is queued, gives the queues back, and writes what is left to write.
+    fn stop(self) -> Result<(), DaemonError> {
+        let Started { office, workers, halt, journal, keeper, end_keeper, .. } = self;
+        halt.write(1).map_err(io::Error::from).map_err(system("stopping the workers"))?;
+        for worker in workers {
+            if worker.join().is_err() {
+                return Err(DaemonError::Worker("a worker panicked".into()));
+            }
+        }
+        let _ = end_keeper.send(());
+        let _ = keeper.join();
+        let office = Arc::into_inner(office);
+        for post in office.into_iter().flat_map(|office| office.posts) {
+            if let Some(queue) = Arc::into_inner(post.queue) {
+                let number = queue.number();
+                queue.unbind().map_err(|source| QueueError::Kernel { number, step: "unbinding", source })?;
+            }
+        }
+        journal.finish();
+        Ok(())
+    }
+}

@@ -1,0 +1,394 @@
+//! What a process is made of.
+//!
+//! An [`Image`] is read from /proc/PID/maps, /proc/PID/map_files and /proc/PID/exe: the mapped files themselves, whatever
+//! their paths say. Reading takes a fraction of a millisecond and hashing may take longer, so neither happens on the
+//! packet path (see [`crate::investigate`]). An image carries the generations it was read under; whoever uses it compares
+//! them first ([`Image::is_current`]).
+
+pub mod digests;
+pub mod maps;
+pub mod process;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::stat::{SFlag, mode_t};
+use shared::{Cause, Digest};
+use syscall_probe::{FileWatch, Generation, Generations};
+
+pub use digests::{Digests, ObjectKey};
+pub use process::{ProcDir, Process, TICK};
+
+use maps::{Executable, Mapping};
+
+/// One object of an image.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Object {
+    /// The mapped file.
+    pub key: ObjectKey,
+    /// Its digest, or why it is not known.
+    pub digest: Result<Digest, Cause>,
+    /// The path under which it is mapped; for people and for ordering.
+    pub path: Vec<u8>,
+}
+
+/// What a process is made of. Immutable once read.
+#[derive(Debug)]
+pub struct Image {
+    /// Whose image it is.
+    pub process: Process,
+    /// The objects, ordered by path.
+    pub objects: Vec<Object>,
+    /// The objects' digests, those that are known.
+    pub digests: Vec<Digest>,
+    /// The aggregate digest; `None` if some object's digest is not known.
+    pub aggregate: Option<Digest>,
+    /// The first object without a digest: why it has none.
+    pub gap: Option<Cause>,
+    /// Path of the program, as the process sees it; for people.
+    pub program: String,
+    /// The program's digest.
+    pub program_digest: Option<Digest>,
+    stamp: Option<Stamp>,
+}
+
+/// The generations an image was read under.
+#[derive(Debug)]
+struct Stamp {
+    process: u64,
+    files: Vec<(FileWatch, u32)>,
+    /// The file epoch at which `files` was last found unchanged.
+    epoch: AtomicU64,
+}
+
+/// What becomes of objects that are no longer mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retention {
+    /// They are no longer part of the image.
+    Nothing,
+    /// `-r`: they stay part of the image.
+    Objects,
+    /// `-R`: they stay, and what is mapped later is never added.
+    FirstLook,
+}
+
+/// Whether objects whose digest is not known are hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hashing {
+    /// No: tell that it would be needed.
+    Never,
+    /// Yes, however long it takes.
+    Allowed,
+}
+
+/// Why there is no image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoImage {
+    /// There can be none.
+    Because(Cause),
+    /// Some object must be hashed first.
+    NeedsHashing,
+}
+
+impl From<Cause> for NoImage {
+    fn from(cause: Cause) -> NoImage {
+        NoImage::Because(cause)
+    }
+}
+
+/// A process that changes its mappings under the reader is tried so often.
+const ATTEMPTS: usize = 4;
+
+/// How images are read.
+pub struct Reader<'a> {
+    /// Where digests come from.
+    pub digests: &'a Digests,
+    /// The generations, if the probe moves all that an image depends on.
+    pub generations: Option<&'a Generations>,
+}
+
+impl Reader<'_> {
+    /// Reads the image of `process`.
+    ///
+    /// # Errors
+    /// The process is gone, unreadable, or never stands still; or an object needs hashing and that is not allowed.
+    pub fn read(&self, process: Process, hashing: Hashing) -> Result<Image, NoImage> {
+        let dir = ProcDir::open(process)?;
+        let mut before = None;
+        for _ in 0..ATTEMPTS {
+            // Generations first, then a look, then the generations again: what is in between is one moment's truth.
+            let generation = self.generations.map(|generations| generations.process(process.tgid));
+            let executable = read_maps(&dir)?;
+            let Some(found) = self.objects(&dir, &executable, hashing)? else { continue };
+            let unmoved = match (generation, self.generations) {
+                (Some(generation), Some(generations)) => {
+                    generation.settled && generations.process(process.tgid) == generation
+                }
+                _ => false,
+            };
+            if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(&dir, &executable)? {
+                // The process may have ended, and its pid been given away, before the last look.
+                dir.start()?;
+                return Ok(finish(process, &dir, found, generation.filter(|_| unmoved)));
+            }
+            before = Some(executable.files);
+        }
+        Err(Cause::MapsChanging.into())
+    }
+
+    /// Whether another look finds the same files mapped: the way to tell without generations. Memory without a file may
+    /// come and go meanwhile, as it does in any process that compiles at run time.
+    fn stands_still(&self, dir: &ProcDir, executable: &Executable) -> Result<bool, Cause> {
+        Ok(read_maps(dir)?.files == executable.files)
+    }
+
+    /// The objects behind the mappings and the program. `None` if a mapping vanished meanwhile.
+    fn objects(&self, dir: &ProcDir, executable: &Executable, hashing: Hashing) -> Result<Option<Found>, NoImage> {
+        let epoch = self.generations.map_or(0, Generations::file_epoch);
+        let objects = Vec::with_capacity(executable.files.len());
+        let mut found = Found { objects, foreign: false, files: Vec::new(), epoch, program: None };
+        for mapping in &executable.files {
+            let Some(seen) = self.mapped(dir, mapping, hashing)? else { return Ok(None) };
+            found.add(seen);
+        }
+        // The program is part of the image even if it unmapped its own file.
+        if let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing)? {
+            found.program = Some(seen.object.key);
+            found.add(seen);
+        }
+        Ok(Some(found))
+    }
+
+    fn mapped(&self, dir: &ProcDir, mapping: &Mapping, hashing: Hashing) -> Result<Option<Seen>, NoImage> {
+        let name = format!("map_files/{}", mapping.file_name());
+        self.object(dir, &name, mapping.inode, mapping.path.clone(), hashing)
+    }
+
+    /// The object that the link `name` leads to. `None` if there is no such link any more.
+    fn object(
+        &self,
+        dir: &ProcDir,
+        name: &str,
+        inode: u64,
+        path: Vec<u8>,
+        hashing: Hashing,
+    ) -> Result<Option<Seen>, NoImage> {
+        let Ok((mut file, mut stat)) = dir.look(name) else { return Ok(None) };
+        let mut watch = None;
+        if let Some(generations) = self.generations {
+            // Watched before the look that counts, so that no change falls between.
+            let inode = if inode == 0 { stat.st_ino } else { inode };
+            let slot = generations.watch_file(inode);
+            watch = Some((slot, generations.file(slot)));
+            match dir.look(name) {
+                Ok(again) => (file, stat) = again,
+                Err(_) => return Ok(None),
+            }
+        }
+        let key = digests::key_of(&stat);
+        let foreign = digests::is_foreign(&key, &file);
+        let digest = match (is_regular(stat.st_mode), foreign) {
+            (true, false) => self.digest(&key, &file, hashing)?,
+            (true, true) if hashing == Hashing::Never => return Err(NoImage::NeedsHashing),
+            (true, true) => self.digests.hash_anew(&key, &file),
+            // A device may be mapped executable; reading it would mean something else.
+            (false, _) => Err(Cause::ObjectUnreadable),
+        };
+        Ok(Some(Seen { object: Object { key, digest, path }, watch, foreign }))
+    }
+
+    fn digest(&self, key: &ObjectKey, file: &OwnedFd, hashing: Hashing) -> Result<Result<Digest, Cause>, NoImage> {
+        match (self.digests.get(key), hashing) {
+            (Some(digest), _) => Ok(Ok(digest)),
+            (None, Hashing::Never) => Err(NoImage::NeedsHashing),
+            (None, Hashing::Allowed) => Ok(self.digests.hash(key, file)),
+        }
+    }
+}
+
+/// An object as found.
+struct Seen {
+    object: Object,
+    watch: Option<(FileWatch, u32)>,
+    /// See [`digests::is_foreign`].
+    foreign: bool,
+}
+
+struct Found {
+    objects: Vec<Object>,
+    /// Some object may change without any generation moving.
+    foreign: bool,
+    files: Vec<(FileWatch, u32)>,
+    epoch: u64,
+    program: Option<ObjectKey>,
+}
+
+impl Found {
+    /// A file that is mapped more than once is one object.
+    fn add(&mut self, seen: Seen) {
+        if !self.objects.iter().any(|known| known.key == seen.object.key) {
+            self.objects.push(seen.object);
+            self.files.extend(seen.watch);
+            self.foreign |= seen.foreign;
+        }
+    }
+}
+
+fn is_regular(mode: mode_t) -> bool {
+    SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG
+}
+
+fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
+    let text = dir.read("maps").map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => Cause::ProcessGone,
+        _ => Cause::MapsUnreadable,
+    })?;
+    // A process that has begun to end has no memory any more, and neither has a kernel thread.
+    if text.is_empty() {
+        return Err(Cause::ProcessGone);
+    }
+    maps::parse(&text).map_err(|_| Cause::MapsUnreadable)
+}
+
+fn finish(process: Process, dir: &ProcDir, found: Found, generation: Option<Generation>) -> Image {
+    let program = found.objects.iter().find(|object| Some(object.key) == found.program);
+    let program_digest = program.and_then(|object| object.digest.ok());
+    let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
+    let stamp = generation.filter(|_| !found.foreign).map(|generation| Stamp {
+        process: generation.value,
+        files: found.files,
+        epoch: AtomicU64::new(found.epoch),
+    });
+    Image::new(process, found.objects, program, program_digest, stamp)
+}
+
+impl Image {
+    fn new(
+        process: Process,
+        mut objects: Vec<Object>,
+        program: String,
+        program_digest: Option<Digest>,
+        stamp: Option<Stamp>,
+    ) -> Image {
+        objects.sort_by(|a, b| a.path.cmp(&b.path).then(a.digest.ok().cmp(&b.digest.ok())));
+        let digests: Vec<Digest> = objects.iter().filter_map(|object| object.digest.ok()).collect();
+        let gap = objects.iter().find_map(|object| object.digest.err());
+        let aggregate = gap.is_none().then(|| Digest::aggregate(&digests));
+        Image { process, objects, digests, aggregate, gap, program, program_digest, stamp }
+    }
+
+    /// The image of the same program with the objects it had before: what was mapped once stays part of it. Another
+    /// program in the same process has nothing to do with the former one.
+    pub fn retaining(&self, former: &Image, retention: Retention) -> Image {
+        let mut objects = match retention {
+            Retention::Nothing => self.objects.clone(),
+            _ if self.program_digest != former.program_digest => self.objects.clone(),
+            Retention::Objects => {
+                let known = |object: &Object| self.objects.iter().any(|mine| mine.key == object.key);
+                self.objects.iter().chain(former.objects.iter().filter(|object| !known(object))).cloned().collect()
+            }
+            Retention::FirstLook => former.objects.clone(),
+        };
+        objects.dedup_by(|a, b| a.key == b.key);
+        let stamp = self.stamp.as_ref().map(|stamp| Stamp {
+            process: stamp.process,
+            files: stamp.files.clone(),
+            epoch: AtomicU64::new(stamp.epoch.load(Ordering::Relaxed)),
+        });
+        Image::new(self.process, objects, self.program.clone(), self.program_digest, stamp)
+    }
+
+    /// Whether nothing it was derived from has changed since it was read. Costs a few loads.
+    pub fn is_current(&self, generations: &Generations) -> bool {
+        let Some(stamp) = &self.stamp else { return false };
+        let process = generations.process(self.process.tgid);
+        process.settled && process.value == stamp.process && stamp.files_unchanged(generations)
+    }
+
+    /// Whether it is what a process that ended was made of to its end: nothing but the end has moved its generation.
+    pub fn was_final(&self, generations: &Generations) -> bool {
+        let Some(stamp) = &self.stamp else { return false };
+        generations.process(self.process.tgid).value == stamp.process + 1 && stamp.files_unchanged(generations)
+    }
+
+    /// The process generation under which it was read, if it may be kept.
+    pub fn process_generation(&self) -> Option<u64> {
+        Some(self.stamp.as_ref()?.process)
+    }
+}
+
+impl Stamp {
+    fn files_unchanged(&self, generations: &Generations) -> bool {
+        let epoch = generations.file_epoch();
+        if self.epoch.load(Ordering::Relaxed) == epoch {
+            return true;
+        }
+        let same = self.files.iter().all(|(watch, generation)| generations.file(*watch) == *generation);
+        if same {
+            // Read before the files were compared: a change in between moves the epoch again.
+            self.epoch.store(epoch, Ordering::Relaxed);
+        }
+        same
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digests() -> Digests {
+        Digests::new([], crossbeam_channel::bounded(1).0)
+    }
+
+    fn me() -> Process {
+        let tgid = std::process::id();
+        Process { tgid, start: ProcDir::hold(tgid).unwrap().start().unwrap() }
+    }
+
+    #[test]
+    fn this_process_is_made_of_its_program_and_libraries() {
+        let digests = digests();
+        let reader = Reader { digests: &digests, generations: None };
+        assert_eq!(reader.read(me(), Hashing::Never).err(), Some(NoImage::NeedsHashing));
+        let image = reader.read(me(), Hashing::Allowed).unwrap();
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        assert_eq!(image.program_digest, Some(Digest::of(&program)));
+        assert!(image.objects.iter().any(|object| object.path.ends_with(b"libc.so.6")));
+        assert_eq!(image.gap, None);
+        assert_eq!(image.aggregate, Some(Digest::aggregate(&image.digests)));
+        let paths: Vec<_> = image.objects.iter().map(|object| &object.path).collect();
+        assert!(paths.is_sorted());
+        assert_eq!(image.program, std::env::current_exe().unwrap().to_string_lossy());
+        // Now every digest is known.
+        assert_eq!(reader.read(me(), Hashing::Never).unwrap().aggregate, image.aggregate);
+    }
+
+    #[test]
+    fn retained_objects_stay_until_the_program_changes() {
+        let object = |n: u8| Object {
+            key: ObjectKey { dev: 1, ino: u64::from(n), size: 1, mtime_ns: 1, ctime_ns: 1 },
+            digest: Ok(Digest([n; 32])),
+            path: vec![n],
+        };
+        let image = |program: u8, objects: &[u8]| {
+            let objects = objects.iter().map(|n| object(*n)).collect();
+            Image::new(me(), objects, String::new(), Some(Digest([program; 32])), None)
+        };
+        let digests = |image: Image| image.digests.iter().map(|digest| digest.0[0]).collect::<Vec<_>>();
+        let (former, now) = (image(1, &[1, 2, 3]), image(1, &[1, 4]));
+        assert_eq!(digests(now.retaining(&former, Retention::Nothing)), [1, 4]);
+        assert_eq!(digests(now.retaining(&former, Retention::Objects)), [1, 2, 3, 4]);
+        assert_eq!(digests(now.retaining(&former, Retention::FirstLook)), [1, 2, 3]);
+        let other = image(9, &[9]);
+        assert_eq!(digests(other.retaining(&former, Retention::Objects)), [9]);
+        assert_eq!(digests(other.retaining(&former, Retention::FirstLook)), [9]);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_no_image() {
+        let digests = digests();
+        let reader = Reader { digests: &digests, generations: None };
+        let gone = Process { start: me().start + 1, ..me() };
+        assert_eq!(reader.read(gone, Hashing::Allowed).err(), Some(NoImage::Because(Cause::ProcessGone)));
+    }
+}

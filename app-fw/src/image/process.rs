@@ -1,0 +1,143 @@
+//! One process, held fast while it is looked at.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use shared::Cause;
+
+/// (tgid, start time): names a process for good, which a bare pid does not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Process {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// When it started, in clock ticks (a hundredth of a second) after boot, as field 22 of /proc/PID/stat.
+    pub start: u64,
+}
+
+/// Nanoseconds in a clock tick as the kernel shows it to user space (`USER_HZ` is 100 on every architecture Rust knows).
+pub const TICK: u64 = 10_000_000;
+
+impl Process {
+    /// From the kernel's `start_boottime`, nanoseconds.
+    pub fn new(tgid: u32, start_boottime: u64) -> Process {
+        Process { tgid, start: start_boottime / TICK }
+    }
+}
+
+/// /proc/PID of one process. Reads through it fail once the process is gone; they never reach another process that was
+/// given the same pid.
+pub struct ProcDir {
+    dir: OwnedFd,
+}
+
+const LOOK: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_PATH);
+
+impl ProcDir {
+    /// Holds `process`.
+    ///
+    /// # Errors
+    /// It is gone (a zombie is), or something else has its pid.
+    pub fn open(process: Process) -> Result<ProcDir, Cause> {
+        let held = ProcDir::hold(process.tgid)?;
+        if held.start()? == process.start { Ok(held) } else { Err(Cause::ProcessGone) }
+    }
+
+    /// Holds whatever process has this id now.
+    ///
+    /// # Errors
+    /// None has.
+    pub fn hold(tgid: u32) -> Result<ProcDir, Cause> {
+        open(format!("/proc/{tgid}").as_str(), LOOK | OFlag::O_DIRECTORY, Mode::empty())
+            .map(|dir| ProcDir { dir })
+            .map_err(|_| Cause::ProcessGone)
+    }
+
+    /// When it started, clock ticks after boot.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn start(&self) -> Result<u64, Cause> {
+        let text = self.read("stat").map_err(|_| Cause::ProcessGone)?;
+        let (state, start) = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
+        if matches!(state, b'Z' | b'X' | b'x') { Err(Cause::ProcessGone) } else { Ok(start) }
+    }
+
+    /// Reads a whole file.
+    ///
+    /// # Errors
+    /// What open(2) and read(2) say.
+    pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let fd = openat(&self.dir, name, OFlag::O_CLOEXEC | OFlag::O_RDONLY, Mode::empty())?;
+        let mut bytes = Vec::with_capacity(16 * 1024);
+        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Follows a link such as `exe` or `map_files/1000-2000` to the file itself, without opening it for reading: a device
+    /// or a FIFO is not disturbed.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn look(&self, name: &str) -> io::Result<(OwnedFd, FileStat)> {
+        let fd = openat(&self.dir, name, LOOK, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        Ok((fd, stat))
+    }
+
+    /// A link's text; for people.
+    pub fn link(&self, name: &str) -> Option<Vec<u8>> {
+        use std::os::unix::ffi::OsStringExt;
+        readlinkat(&self.dir, name).ok().map(OsStringExt::into_vec)
+    }
+}
+
+/// State and start time of a /proc/PID/stat line. The command name in brackets may hold anything, brackets included.
+fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+    let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
+    let mut fields = text.get(after_name..)?.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    let state = *fields.next()?.first()?;
+    // Field 22; the state is field 3.
+    let start = std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()?;
+    Some((state, start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_with_hostile_names() {
+        let tail = b"S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21\n";
+        for name in [&b"7 (plain) "[..], b"7 (a) R 1 (b) ", b"7 (\xff\n)) "] {
+            let line = [name, tail].concat();
+            assert_eq!(parse_stat(&line), Some((b'S', 4242)), "{}", line.escape_ascii());
+        }
+        for bad in [&b""[..], b"1 (x", b"1 (x) S", b"1 (x) S 1 2 3"] {
+            assert_eq!(parse_stat(bad), None);
+        }
+    }
+
+    #[test]
+    fn this_process_is_held_and_others_are_told_apart() {
+        let me = std::process::id();
+        let start = ProcDir::hold(me).unwrap().start().unwrap();
+        assert!(ProcDir::open(Process { tgid: me, start }).is_ok());
+        let other = ProcDir::open(Process { tgid: me, start: start + 1 });
+        assert_eq!(other.err(), Some(Cause::ProcessGone));
+        assert_eq!(ProcDir::hold(u32::MAX).err(), Some(Cause::ProcessGone));
+    }
+
+    #[test]
+    fn a_zombie_is_gone() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let held = ProcDir::hold(child.id());
+        // Its end is awaited without reaping it.
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
+        waitid(Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+            .unwrap();
+        assert_eq!(held.and_then(|held| held.start()), Err(Cause::ProcessGone));
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,248 @@
+//! Questions that take longer than a packet should: who holds a socket, what a process is made of, which namespace is
+//! behind a device. A few threads answer them; the packets that wait are parked meanwhile.
+//!
+//! Searchers never hash. An image that needs a digest goes on to a hasher, so that a program of 200 MB delays nobody but
+//! itself.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use nix::sys::eventfd::EventFd;
+use shared::Cause;
+use syscall_probe::{Generations, Holders, Probe};
+
+use crate::attribute::census::Census;
+use crate::attribute::{Endpoint, Owners, Search};
+use crate::clock::Clock;
+use crate::image::{Digests, Hashing, Image, NoImage, Process, Reader};
+use crate::namespaces::links::{self, Beyond};
+use crate::namespaces::{Namespace, Namespaces};
+
+/// Names a question, so that it is asked once however many packets wait for the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Key {
+    /// Who holds the socket?
+    Owners(Endpoint),
+    /// What is the process made of?
+    Image(Process),
+    /// In which namespace does the address live that is reached through the device?
+    Behind(u32, IpAddr),
+}
+
+/// A question.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// See [`Key::Owners`].
+    Owners {
+        /// What to look for.
+        endpoint: Endpoint,
+        /// Where.
+        namespace: Arc<Namespace>,
+        /// An earlier answer.
+        previous: Option<Arc<Owners>>,
+    },
+    /// See [`Key::Image`].
+    Image(Process),
+    /// See [`Key::Behind`].
+    Behind(u32, IpAddr),
+}
+
+impl Question {
+    /// Its name.
+    pub fn key(&self) -> Key {
+        match self {
+            Question::Owners { endpoint, .. } => Key::Owners(*endpoint),
+            Question::Image(process) => Key::Image(*process),
+            Question::Behind(device, address) => Key::Behind(*device, *address),
+        }
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Finding {
+    /// Which question.
+    pub key: Key,
+    /// When the search began, by the daemon's clock: the answer is true of packets that came before.
+    pub began: u64,
+    /// What was found.
+    pub found: Found,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// The holders.
+    Owners(Arc<Owners>),
+    /// The image, or why there is none.
+    Image(Result<Arc<Image>, Cause>),
+    /// What is there.
+    Behind(Result<Beyond, Cause>),
+}
+
+/// Where a worker receives answers.
+#[derive(Clone)]
+pub struct Mailbox {
+    sender: Sender<Finding>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// A mailbox, its receiving end, and what becomes readable when there is something in it.
+    ///
+    /// # Errors
+    /// No eventfd can be had.
+    pub fn new() -> nix::Result<(Mailbox, Receiver<Finding>, Arc<EventFd>)> {
+        use nix::sys::eventfd::EfdFlags;
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let (sender, receiver) = unbounded();
+        Ok((Mailbox { sender, wake: wake.clone() }, receiver, wake))
+    }
+
+    fn deliver(&self, finding: Finding) {
+        // A worker that is gone needs no answer. A counter that is full wakes as well.
+        if self.sender.send(finding).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+struct Job {
+    question: Question,
+    mailbox: Mailbox,
+}
+
+/// Takes questions. Cheap to clone. Each worker has few questions open at a time, which bounds the queue.
+#[derive(Clone)]
+pub struct Investigators {
+    jobs: Sender<Job>,
+    ahead: Sender<Process>,
+}
+
+/// What all investigators share.
+#[derive(Clone)]
+pub struct Means {
+    /// The daemon's clock.
+    pub clock: Clock,
+    /// Digests.
+    pub digests: Arc<Digests>,
+    /// The generations, if the probe runs.
+    pub generations: Option<Generations>,
+    /// The iterator, if it runs.
+    pub iterator: Option<Holders>,
+    /// The raw sockets there are.
+    pub census: Census,
+    /// The namespaces there are.
+    pub namespaces: Arc<ArcSwap<Namespaces>>,
+}
+
+const SEARCHERS: usize = 2;
+/// Programs that started lately and may be hashed before they send anything. When more wait, some are hashed at their
+/// first packet instead.
+const AHEAD: usize = 128;
+
+impl Investigators {
+    /// Starts the threads. They end when the last clone is dropped.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(means: &Means, probe: Option<&Probe>) -> std::io::Result<Investigators> {
+        let (jobs, queue) = unbounded::<Job>();
+        let (ahead, upcoming) = bounded::<Process>(AHEAD);
+        let (to_hash, hash_queue) = unbounded::<Job>();
+        let hashers = thread::available_parallelism().map_or(2, usize::from).max(2);
+        for number in 0..SEARCHERS {
+            let search = Search::new(
+                means.generations.clone(),
+                probe.map(Probe::sockets),
+                means.iterator.clone(),
+                means.census.clone(),
+            );
+            if number == 0 && means.generations.is_some() {
+                search.count_raw_sockets()?;
+            }
+            let (means, queue, to_hash) = (means.clone(), queue.clone(), to_hash.clone());
+            thread::Builder::new()
+                .name(format!("search-{number}"))
+                .spawn(move || means.search(search, &queue, &to_hash))?;
+        }
+        for number in 0..hashers {
+            let (means, queue) = (means.clone(), hash_queue.clone());
+            thread::Builder::new().name(format!("hash-{number}")).spawn(move || means.hash(&queue))?;
+        }
+        let means = means.clone();
+        thread::Builder::new().name("hash-ahead".into()).spawn(move || means.hash_ahead(&upcoming))?;
+        Ok(Investigators { jobs, ahead })
+    }
+
+    /// Asks. The answer comes to `mailbox`.
+    pub fn ask(&self, question: Question, mailbox: &Mailbox) {
+        // The threads live as long as a sender does.
+        let _ = self.jobs.send(Job { question, mailbox: mailbox.clone() });
+    }
+
+    /// Has a program hashed that just started.
+    pub fn look_ahead(&self, process: Process) {
+        match self.ahead.try_send(process) {
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+        }
+    }
+}
+
+impl Means {
+    fn reader(&self) -> Reader<'_> {
+        let exact = |generations: &&Generations| generations.exact().processes && generations.exact().files;
+        Reader { digests: &self.digests, generations: self.generations.as_ref().filter(exact) }
+    }
+
+    fn search(&self, mut search: Search, queue: &Receiver<Job>, to_hash: &Sender<Job>) {
+        for job in queue {
+            let began = self.clock.now();
+            let found = match &job.question {
+                Question::Owners { endpoint, namespace, previous } => {
+                    Found::Owners(Arc::new(search.owners(endpoint, namespace, previous.as_deref())))
+                }
+                Question::Image(process) => match self.reader().read(*process, Hashing::Never) {
+                    Ok(image) => Found::Image(Ok(Arc::new(image))),
+                    Err(NoImage::Because(cause)) => Found::Image(Err(cause)),
+                    Err(NoImage::NeedsHashing) => {
+                        let _ = to_hash.send(job);
+                        continue;
+                    }
+                },
+                Question::Behind(device, address) => Found::Behind(self.behind(*device, *address)),
+            };
+            job.mailbox.deliver(Finding { key: job.question.key(), began, found });
+        }
+    }
+
+    fn behind(&self, device: u32, address: IpAddr) -> Result<Beyond, Cause> {
+        links::behind(&self.namespaces.load(), device, address).map_err(|error| {
+            tracing::debug!("the namespace of {address} behind device {device}: {error}");
+            Cause::NamespaceUnknown
+        })
+    }
+
+    fn hash(&self, queue: &Receiver<Job>) {
+        for job in queue {
+            let Question::Image(process) = job.question else { continue };
+            let began = self.clock.now();
+            let found = match self.reader().read(process, Hashing::Allowed) {
+                Ok(image) => Ok(Arc::new(image)),
+                Err(NoImage::Because(cause)) => Err(cause),
+                Err(NoImage::NeedsHashing) => Err(Cause::ObjectUnreadable),
+            };
+            job.mailbox.deliver(Finding { key: job.question.key(), began, found: Found::Image(found) });
+        }
+    }
+
+    fn hash_ahead(&self, upcoming: &Receiver<Process>) {
+        for process in upcoming {
+            // Only the digests stay; a process that is gone already needs none.
+            let _ = self.reader().read(process, Hashing::Allowed);
+        }
+    }
+}

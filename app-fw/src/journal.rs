@@ -1,0 +1,207 @@
+//! Events, one JSON object a line. Workers hand over what they know and go on; a thread of its own writes. Nothing here
+//! ever makes a packet wait: what is too much is left out and counted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::event::{Event, EventFlow, EventOwner, EventRule};
+use shared::{Cause, Chain, Flow};
+
+use crate::image::{Image, Process, TICK};
+use crate::pipeline::{Answer, Tell};
+
+/// Events that may wait for the writer.
+const WAITING: usize = 1024;
+
+/// What an event is made from.
+pub struct Draft {
+    /// When the packet was judged.
+    pub time: SystemTime,
+    /// The chain it met.
+    pub chain: Chain,
+    /// Its headers, if they could be read.
+    pub flow: Option<Flow>,
+    /// Its length, bytes.
+    pub length: u32,
+    /// Everything else.
+    pub answer: Arc<Answer>,
+}
+
+/// What is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Tell of accepted packets too.
+    pub accepted: bool,
+    /// Events per second and queue; as many may come at once.
+    pub rate: u64,
+}
+
+/// Writes events.
+pub struct Journal {
+    drafts: Sender<Draft>,
+    omitted: Arc<Omitted>,
+    writer: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Omitted {
+    /// Since the last event that was written.
+    since: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Omitted {
+    fn count(&self) {
+        self.since.fetch_add(1, Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Journal {
+    /// Starts a writer to a file, which is appended to, or to standard output for `-`.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Journal> {
+        let to: Box<dyn Write + Send> = if path == Path::new("-") {
+            Box::new(io::stdout())
+        } else {
+            Box::new(OpenOptions::new().append(true).create(true).open(path).map(BufWriter::<File>::new)?)
+        };
+        let (drafts, queue) = bounded(WAITING);
+        let omitted = Arc::new(Omitted::default());
+        let counter = omitted.clone();
+        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write(&queue, to, &counter))?;
+        Ok(Journal { drafts, omitted, writer })
+    }
+
+    /// A worker's end.
+    pub fn reporter(&self, policy: Policy) -> Reporter {
+        Reporter { drafts: self.drafts.clone(), omitted: self.omitted.clone(), policy, tokens: policy.rate, filled: 0 }
+    }
+
+    /// Counts what was left out, for the status.
+    pub fn omitted(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let omitted = self.omitted.clone();
+        move || omitted.total.load(Ordering::Relaxed)
+    }
+
+    /// Writes what is left once all reporters are gone.
+    pub fn finish(self) {
+        drop(self.drafts);
+        if self.writer.join().is_err() {
+            tracing::error!("the journal's writer panicked");
+        }
+    }
+}
+
+/// Takes a worker's events.
+pub struct Reporter {
+    drafts: Sender<Draft>,
+    omitted: Arc<Omitted>,
+    policy: Policy,
+    tokens: u64,
+    /// When the tokens were last filled up, nanoseconds of the daemon's clock.
+    filled: u64,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+impl Reporter {
+    /// Which verdicts would be told of at `now`, by the daemon's clock.
+    pub fn tell(&mut self, now: u64) -> Tell {
+        let earned = now.saturating_sub(self.filled).saturating_mul(self.policy.rate) / SECOND;
+        if earned > 0 {
+            self.tokens = self.tokens.saturating_add(earned).min(self.policy.rate);
+            self.filled = now;
+        }
+        match (self.tokens, self.policy.accepted) {
+            (0, _) => Tell::Nothing,
+            (_, false) => Tell::Drops,
+            (_, true) => Tell::Everything,
+        }
+    }
+
+    /// Whether a packet with this answer makes an event at all.
+    pub fn concerns(&self, answer: &Answer) -> bool {
+        let all = if self.policy.accepted { Tell::Everything } else { Tell::Drops };
+        all.of(answer.judgement.verdict)
+    }
+
+    /// Hands an event over, or counts it as left out.
+    pub fn report(&mut self, draft: impl FnOnce() -> Draft) {
+        if self.tokens == 0 {
+            return self.omitted.count();
+        }
+        self.tokens -= 1;
+        if self.drafts.try_send(draft()).is_err() {
+            self.omitted.count();
+        }
+    }
+}
+
+fn write(queue: &Receiver<Draft>, mut to: Box<dyn Write + Send>, omitted: &Omitted) {
+    for draft in queue {
+        let event = event(&draft, omitted.since.swap(0, Ordering::Relaxed));
+        let written = serde_json::to_vec(&event).map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            to.write_all(&line)?;
+            if queue.is_empty() { to.flush() } else { Ok(()) }
+        });
+        if let Err(error) = written {
+            omitted.count();
+            tracing::debug!("an event could not be written: {error}");
+        }
+    }
+    let _ = to.flush();
+}
+
+fn event(draft: &Draft, omitted: u64) -> Event {
+    let answer = &draft.answer;
+    let judgement = &answer.judgement;
+    let namespace = answer.namespace.as_ref().map(|namespace| namespace.name.to_string());
+    Event {
+        time: jiff::Timestamp::try_from(draft.time).map_or_else(|_| String::new(), |time| format!("{time:.6}")),
+        verdict: judgement.verdict,
+        reason: judgement.reason,
+        chain: draft.chain,
+        length: draft.length,
+        flow: draft.flow.as_ref().map(|flow| EventFlow::new(flow, namespace)),
+        owners: owners(answer),
+        rule: judgement.rule.as_ref().map(|rule| EventRule { id: rule.id, text: rule.text.to_string() }),
+        omitted,
+    }
+}
+
+fn owners(answer: &Answer) -> Vec<EventOwner> {
+    let Some(identity) = &answer.identity else { return Vec::new() };
+    let known = identity.owners.holders.iter().zip(&identity.images);
+    let mut owners: Vec<_> = known.map(|(holder, image)| owner(holder.process, image)).collect();
+    owners.extend(identity.owners.undetermined.map(|cause| EventOwner {
+        pid: None,
+        start: None,
+        path: None,
+        program: None,
+        image: None,
+        undetermined: Some(cause),
+    }));
+    owners
+}
+
+fn owner(process: Process, image: &Result<Arc<Image>, Cause>) -> EventOwner {
+    let known = image.as_ref().ok();
+    EventOwner {
+        pid: Some(process.tgid),
+        start: Some(process.start * TICK),
+        path: known.map(|image| image.program.clone()),
+        program: known.and_then(|image| image.program_digest),
+        image: known.and_then(|image| image.aggregate),
+        undetermined: image.as_ref().map_or_else(|cause| Some(*cause), |image| image.gap),
+    }
+}

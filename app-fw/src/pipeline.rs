@@ -1,0 +1,631 @@
+//! The path of a packet: [`Pipeline::decide`] is the story, and every room is called from it.
+//!
+//! One pipeline belongs to one worker. Nothing here waits: where something must be looked for, `decide` says what, the
+//! packet is parked, and `decide` is asked again once it was found. An answer is kept together with everything it was
+//! derived from, and used for the next packet of its flow only while all of that is unchanged.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use shared::{Cause, Chain, Flow, Ports, Reason, Verdict};
+use syscall_probe::{Generations, SocketTable};
+
+use crate::attribute::census::Census;
+use crate::attribute::diag::{Diag, Tuple};
+use crate::attribute::{Endpoint, Holder, Owners, Staleness, quick};
+use crate::image::{Image, Process, Retention};
+use crate::investigate::{Finding, Found, Key, Question};
+use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, Ruleset, judge};
+use crate::namespaces::links::Beyond;
+use crate::namespaces::{Namespace, NamespaceId, Namespaces};
+use crate::packet::{About, Packet, PacketError};
+use crate::queue::Queued;
+use crate::recent::Recent;
+
+/// A packet that arrived, without its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived {
+    /// Names it in its queue.
+    pub id: u32,
+    /// What its headers say, or why they say nothing.
+    pub packet: Result<Packet, PacketError>,
+    /// Length of the whole packet, bytes.
+    pub length: u32,
+    /// When it was read from the queue, by the daemon's clock.
+    pub at: u64,
+    /// A process held its socket when it was queued.
+    pub from_process: bool,
+    /// Where its socket lives.
+    pub place: Place,
+}
+
+/// Where a packet's socket lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Place {
+    /// In the queue's namespace, and the packet uses this interface.
+    Here(u32),
+    /// In the namespace behind this interface: the packet is only passing through the queue's.
+    Behind(u32),
+}
+
+/// `NF_INET_FORWARD` of linux/netfilter.h.
+const HOOK_FORWARD: u8 = 2;
+
+impl Arrived {
+    /// What matters of a queued packet.
+    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64) -> Arrived {
+        let incoming = chain == Chain::Input;
+        let place = if queued.hook != HOOK_FORWARD {
+            Place::Here(if incoming { queued.indev } else { queued.outdev })
+        } else if incoming {
+            Place::Behind(first_of(queued.physoutdev, queued.outdev))
+        } else {
+            Place::Behind(first_of(queued.physindev, queued.indev))
+        };
+        Arrived {
+            id: queued.id,
+            packet: crate::packet::parse(queued.payload, queued.length),
+            length: queued.length,
+            at,
+            from_process: queued.uid.is_some(),
+            place,
+        }
+    }
+}
+
+/// The bridge port tells more than the bridge.
+fn first_of(port: u32, device: u32) -> u32 {
+    if port == 0 { device } else { port }
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// It is judged.
+    Judged(Arc<Answer>),
+    /// Something must be looked for first.
+    Wait(Question),
+}
+
+/// A judgement with what there is to tell about it.
+#[derive(Debug)]
+pub struct Answer {
+    /// The verdict, its reason, its rule.
+    pub judgement: Judgement,
+    /// The namespace of the packet's socket; `None` if it is not known.
+    pub namespace: Option<Arc<Namespace>>,
+    /// Who holds the socket and what they are made of; `None` if nobody asked.
+    pub identity: Option<Identity>,
+    basis: Basis,
+    /// It holds for the next packet as well if nobody's identity was asked for.
+    lasts: bool,
+}
+
+/// Who holds a socket, and what they are made of.
+#[derive(Debug)]
+pub struct Identity {
+    /// As found.
+    pub owners: Arc<Owners>,
+    /// One for each holder, in the same order.
+    pub images: Vec<Result<Arc<Image>, Cause>>,
+}
+
+/// What an answer depends on besides its owners.
+#[derive(Clone, Copy, Debug)]
+struct Basis {
+    rules: u64,
+    namespaces: u64,
+}
+
+/// Why a kept answer was not used, as counted in the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Stale {
+    /// The rules changed, or what selectors mean.
+    Rules,
+    /// See [`Staleness::Wide`].
+    Wide,
+    /// See [`Staleness::Port`].
+    Port,
+    /// See [`Staleness::Process`].
+    Process,
+    /// A mapped file changed.
+    File,
+    /// It was true of one packet only.
+    NotKept,
+}
+
+impl Stale {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Stale; 6] = [Stale::Rules, Stale::Wide, Stale::Port, Stale::Process, Stale::File, Stale::NotKept];
+
+    /// Stable token.
+    pub fn token(self) -> &'static str {
+        match self {
+            Stale::Rules => "rules",
+            Stale::Wide => "wide",
+            Stale::Port => "port",
+            Stale::Process => "process",
+            Stale::File => "file",
+            Stale::NotKept => "not-kept",
+        }
+    }
+}
+
+impl From<Staleness> for Stale {
+    fn from(staleness: Staleness) -> Stale {
+        match staleness {
+            Staleness::NotKept => Stale::NotKept,
+            Staleness::Wide => Stale::Wide,
+            Staleness::Port => Stale::Port,
+            Staleness::Process => Stale::Process,
+        }
+    }
+}
+
+/// How often answers could be used again.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Reuse {
+    /// Answers used again.
+    pub hits: u64,
+    /// Answers made.
+    pub misses: u64,
+    /// Answers thrown away, by [`Stale::ALL`].
+    pub stale: [u64; Stale::ALL.len()],
+}
+
+/// What a flow is told apart by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct FlowKey {
+    flow: Flow,
+    place: Place,
+    /// ICMP identifier.
+    echo: Option<u16>,
+    quoted: Option<Flow>,
+}
+
+/// How long to insist on an exact answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// Until it is there.
+    Wait,
+    /// No longer: what is not known is undetermined, for this reason.
+    End(Cause),
+}
+
+/// Which verdicts an event will tell of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tell {
+    /// None: the journal takes no more for now.
+    Nothing,
+    /// All but plain ACCEPT.
+    Drops,
+    /// All.
+    Everything,
+}
+
+impl Tell {
+    /// Whether it will tell of this one.
+    pub fn of(self, verdict: Verdict) -> bool {
+        match self {
+            Tell::Nothing => false,
+            Tell::Drops => verdict != Verdict::Accept,
+            Tell::Everything => true,
+        }
+    }
+}
+
+/// What a pipeline knows the world by.
+pub struct Surroundings {
+    /// The chain whose packets it judges.
+    pub chain: Chain,
+    /// The rules in force.
+    pub rules: Arc<ArcSwap<Ruleset>>,
+    /// The namespaces there are.
+    pub namespaces: Arc<ArcSwap<Namespaces>>,
+    /// The generations, if the probe runs.
+    pub generations: Option<Generations>,
+    /// Who made which socket.
+    pub sockets: Option<SocketTable>,
+    /// The raw sockets there are.
+    pub census: Census,
+    /// What becomes of objects that are no longer mapped.
+    pub retention: Retention,
+}
+
+/// Judges the packets of one queue.
+pub struct Pipeline {
+    world: Surroundings,
+    diag: Option<Diag>,
+    answers: Recent<FlowKey, Arc<Answer>>,
+    owners: Recent<Endpoint, Looked<Arc<Owners>>>,
+    images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
+    /// Images that were good once: what a process that ended was made of.
+    former: Recent<Process, Arc<Image>>,
+    behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
+    views: Recent<NamespaceId, (Basis, Arc<ChainRules>)>,
+    reuse: Reuse,
+}
+
+/// Something found, and when the search for it began.
+#[derive(Clone, Debug)]
+struct Looked<T> {
+    began: u64,
+    found: T,
+}
+
+const FLOWS: usize = 1 << 15;
+const PROCESSES: usize = 1 << 12;
+const NAMESPACES: usize = 1 << 10;
+
+impl Pipeline {
+    /// A pipeline that knows nothing yet. Opens its socket diagnostics in the calling thread's namespace.
+    pub fn new(world: Surroundings) -> Pipeline {
+        let diag = Diag::open().inspect_err(|error| tracing::warn!("no socket diagnostics: {error}")).ok();
+        Pipeline {
+            world,
+            diag,
+            answers: Recent::new(FLOWS),
+            owners: Recent::new(FLOWS),
+            images: Recent::new(PROCESSES),
+            former: Recent::new(PROCESSES),
+            behind: Recent::new(NAMESPACES),
+            views: Recent::new(NAMESPACES),
+            reuse: Reuse::default(),
+        }
+    }
+
+    /// Judges a packet: an answer that still holds, or else rules against its flow, or else rules against its owners and
+    /// what they are made of. Where `tell` says so, owners are looked for even if no rule asks, because an event will name
+    /// them.
+    pub fn decide(&mut self, arrived: &Arrived, tell: Tell, patience: Patience) -> Decision {
+        let packet = match &arrived.packet {
+            Ok(packet) => packet,
+            Err(error) => return Decision::Judged(Arc::new(self.unreadable(*error))),
+        };
+        let key = FlowKey::new(packet, arrived.place);
+        if let Some(answer) = self.kept(&key, tell) {
+            return Decision::Judged(answer);
+        }
+        let basis = self.basis();
+        let namespace = match self.namespace(arrived, packet, patience) {
+            Ok(namespace) => namespace,
+            Err(question) => return Decision::Wait(question),
+        };
+        let rules = self.view(&namespace, basis);
+        let mut identity = None;
+        let judgement = match judge(&rules, &packet.flow, None) {
+            Outcome::Judged(judgement) if !tell.of(judgement.verdict) => judgement,
+            _ => {
+                let found = match self.identity(arrived, packet, &namespace, patience) {
+                    Ok(identity) => identity,
+                    Err(question) => return Decision::Wait(question),
+                };
+                let judgement = found.judge(&rules, &packet.flow);
+                identity = Some(found);
+                judgement
+            }
+        };
+        let lasts = namespace.lasts();
+        let answer = Arc::new(Answer { judgement, namespace: namespace.ruled_by().cloned(), identity, basis, lasts });
+        self.answers.put(key, answer.clone());
+        self.reuse.misses += 1;
+        Decision::Judged(answer)
+    }
+
+    /// Takes note of what was found.
+    pub fn learn(&mut self, finding: Finding) {
+        let began = finding.began;
+        match (finding.key, finding.found) {
+            (Key::Owners(endpoint), Found::Owners(found)) => self.owners.put(endpoint, Looked { began, found }),
+            (Key::Image(process), Found::Image(mut found)) => {
+                if let Ok(image) = &mut found {
+                    if self.world.retention != Retention::Nothing
+                        && let Some(former) = self.former.get(&process)
+                    {
+                        *image = Arc::new(image.retaining(former, self.world.retention));
+                    }
+                    self.former.put(process, image.clone());
+                }
+                self.images.put(process, Looked { began, found });
+            }
+            (Key::Behind(device, address), Found::Behind(found)) => {
+                self.behind.put((device, address), Looked { began, found });
+            }
+            (key, found) => tracing::error!("{key:?} was answered with {found:?}"),
+        }
+    }
+
+    /// How often answers could be used again, since the last call.
+    pub fn take_reuse(&mut self) -> Reuse {
+        std::mem::take(&mut self.reuse)
+    }
+
+    fn unreadable(&self, error: PacketError) -> Answer {
+        self.refusal(match error {
+            PacketError::Malformed(_) => Reason::Malformed,
+            PacketError::HeadersTooLong(_) => Reason::HeadersTooLong,
+        })
+    }
+
+    /// The answer to a packet that no rule needs to see.
+    pub fn refusal(&self, reason: Reason) -> Answer {
+        Answer {
+            judgement: Judgement { verdict: Verdict::Drop, reason, rule: None },
+            namespace: None,
+            identity: None,
+            basis: self.basis(),
+            lasts: false,
+        }
+    }
+
+    /// Read before anything that is derived from it.
+    fn basis(&self) -> Basis {
+        Basis { rules: self.world.rules.load().generation, namespaces: self.world.namespaces.load().generation }
+    }
+
+    /// An answer for the same flow, if everything it was derived from is as it was.
+    fn kept(&mut self, key: &FlowKey, tell: Tell) -> Option<Arc<Answer>> {
+        let basis = self.basis();
+        let answer = self.answers.get(key)?;
+        let checked = answer.check(basis, self.world.generations.as_ref());
+        match checked {
+            // Whoever is to be told wants names.
+            Ok(()) if answer.identity.is_none() && tell.of(answer.judgement.verdict) => None,
+            Ok(()) => {
+                self.reuse.hits += 1;
+                Some(answer.clone())
+            }
+            Err(stale) => {
+                self.reuse.stale[stale as usize] += 1;
+                None
+            }
+        }
+    }
+
+    /// The rules for a namespace.
+    fn view(&mut self, namespace: &Whereabouts, basis: Basis) -> Arc<ChainRules> {
+        let rules = self.world.rules.load();
+        let chain = self.world.chain;
+        let Some(namespace) = namespace.ruled_by() else {
+            return Arc::new(rules.chain(&[], chain));
+        };
+        if let Some((made, view)) = self.views.get(&namespace.id)
+            && made.rules == basis.rules
+            && made.namespaces == basis.namespaces
+        {
+            return view.clone();
+        }
+        let view = Arc::new(rules.chain(&namespace.selectors, chain));
+        // Made from rules at least as new as the basis says; if they are newer, the next packet makes another.
+        self.views.put(namespace.id, (basis, view.clone()));
+        view
+    }
+
+    /// Where the packet's socket lives.
+    fn namespace(&mut self, arrived: &Arrived, packet: &Packet, patience: Patience) -> Result<Whereabouts, Question> {
+        let Place::Behind(device) = arrived.place else {
+            return Ok(Whereabouts::Here(self.world.namespaces.load().own.clone()));
+        };
+        let address = match self.world.chain {
+            Chain::Input => packet.flow.destination,
+            Chain::Output | Chain::Forward => packet.flow.source,
+        };
+        let own = || self.world.namespaces.load().own.clone();
+        match (self.behind.get(&(device, address)), patience) {
+            (Some(Looked { found: Ok(Beyond::Nowhere), .. }), _) => Ok(Whereabouts::Passing(own())),
+            (Some(looked), _) if looked.began >= arrived.at => Ok(match &looked.found {
+                Ok(Beyond::Namespace(namespace)) => Whereabouts::Behind(namespace.clone()),
+                Ok(Beyond::Bridge) => Whereabouts::Bridged(own()),
+                Ok(Beyond::Nowhere) => Whereabouts::Passing(own()),
+                Err(cause) => Whereabouts::Lost(*cause),
+            }),
+            (_, Patience::Wait) => Err(Question::Behind(device, address)),
+            (_, Patience::End(cause)) => Ok(Whereabouts::Lost(cause)),
+        }
+    }
+
+    /// Who holds the packet's socket, and what they are made of.
+    fn identity(
+        &mut self,
+        arrived: &Arrived,
+        packet: &Packet,
+        namespace: &Whereabouts,
+        patience: Patience,
+    ) -> Result<Identity, Question> {
+        let owners = self.owners(arrived, packet, namespace, patience)?;
+        let mut images = Vec::with_capacity(owners.holders.len());
+        for holder in &owners.holders {
+            images.push(self.image(arrived, holder, patience)?);
+        }
+        Ok(Identity { owners, images })
+    }
+
+    fn owners(
+        &mut self,
+        arrived: &Arrived,
+        packet: &Packet,
+        namespace: &Whereabouts,
+        patience: Patience,
+    ) -> Result<Arc<Owners>, Question> {
+        let namespace = match namespace {
+            Whereabouts::Here(namespace) | Whereabouts::Behind(namespace) => namespace,
+            Whereabouts::Passing(_) | Whereabouts::Bridged(_) => return Ok(Arc::new(Owners::unowned())),
+            Whereabouts::Lost(cause) => return Ok(Arc::new(Owners::undetermined(*cause))),
+        };
+        let Some(endpoint) = endpoint(self.world.chain, arrived, packet, namespace.id) else {
+            return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
+        };
+        let generations = self.world.generations.as_ref();
+        let previous = self.owners.get(&endpoint).cloned();
+        if let Some(looked) = &previous
+            && (looked.began >= arrived.at || generations.is_some_and(|now| looked.found.check(now).is_ok()))
+        {
+            return Ok(looked.found.clone());
+        }
+        if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
+            (arrived.place, generations, &self.world.sockets, &mut self.diag)
+            && let Some(found) = quick(&endpoint, diag, sockets, generations, &self.world.census)
+        {
+            let found = Arc::new(found);
+            self.owners.put(endpoint, Looked { began: arrived.at, found: found.clone() });
+            return Ok(found);
+        }
+        match patience {
+            Patience::Wait => Err(Question::Owners {
+                endpoint,
+                namespace: namespace.clone(),
+                previous: previous.map(|looked| looked.found),
+            }),
+            Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
+        }
+    }
+
+    fn image(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let generations = self.world.generations.as_ref();
+        if let Some(looked) = self.images.get(&holder.process) {
+            let is_current = |image: &Arc<Image>| generations.is_some_and(|now| image.is_current(now));
+            if looked.began >= arrived.at || looked.found.as_ref().is_ok_and(is_current) {
+                let found = looked.found.clone();
+                return Ok(found.or_else(|cause| self.former_image(holder, cause)));
+            }
+        }
+        match patience {
+            Patience::Wait => Err(Question::Image(holder.process)),
+            Patience::End(cause) => Ok(Err(cause)),
+        }
+    }
+
+    /// What a process that ended was made of to its end.
+    fn former_image(&mut self, holder: &Holder, cause: Cause) -> Result<Arc<Image>, Cause> {
+        let (Cause::ProcessGone, Some(generations)) = (cause, &self.world.generations) else { return Err(cause) };
+        match self.former.get(&holder.process) {
+            Some(image) if image.was_final(generations) => Ok(image.clone()),
+            _ => Err(cause),
+        }
+    }
+}
+
+/// Where a packet's socket lives, as far as it is known.
+enum Whereabouts {
+    /// In the queue's own namespace.
+    Here(Arc<Namespace>),
+    /// In another namespace of this machine.
+    Behind(Arc<Namespace>),
+    /// On another machine: the packet passes through this namespace, whose rules apply.
+    Passing(Arc<Namespace>),
+    /// The same, as long as no namespace of this machine takes the address.
+    Bridged(Arc<Namespace>),
+    /// Not known.
+    Lost(Cause),
+}
+
+impl Whereabouts {
+    /// The namespace whose rules apply.
+    fn ruled_by(&self) -> Option<&Arc<Namespace>> {
+        match self {
+            Whereabouts::Here(namespace)
+            | Whereabouts::Behind(namespace)
+            | Whereabouts::Passing(namespace)
+            | Whereabouts::Bridged(namespace) => Some(namespace),
+            Whereabouts::Lost(_) => None,
+        }
+    }
+
+    /// Whether the same address at the same place means the same namespace for the next packet.
+    fn lasts(&self) -> bool {
+        matches!(self, Whereabouts::Here(_) | Whereabouts::Passing(_))
+    }
+}
+
+impl FlowKey {
+    fn new(packet: &Packet, place: Place) -> FlowKey {
+        let (echo, quoted) = match packet.about {
+            About::Itself => (None, None),
+            About::Echo(identifier) => (Some(identifier), None),
+            About::Quoted(flow) => (None, Some(flow)),
+        };
+        FlowKey { flow: packet.flow, place, echo, quoted }
+    }
+}
+
+impl Answer {
+    /// Whether everything the answer was derived from is as it was.
+    fn check(&self, basis: Basis, generations: Option<&Generations>) -> Result<(), Stale> {
+        if self.basis.rules != basis.rules || self.basis.namespaces != basis.namespaces {
+            return Err(Stale::Rules);
+        }
+        let Some(identity) = &self.identity else {
+            return if self.lasts { Ok(()) } else { Err(Stale::NotKept) };
+        };
+        let generations = generations.ok_or(Stale::NotKept)?;
+        identity.owners.check(generations)?;
+        for (holder, image) in identity.owners.holders.iter().zip(&identity.images) {
+            let image = image.as_ref().map_err(|_| Stale::NotKept)?;
+            if image.process_generation() != Some(holder.generation) {
+                return Err(Stale::NotKept);
+            }
+            if !image.is_current(generations) {
+                return Err(Stale::File);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Identity {
+    fn judge(&self, rules: &ChainRules, flow: &Flow) -> Judgement {
+        let mut owners: Vec<Owner<'_>> = self.images.iter().map(as_owner).collect();
+        owners.extend(self.owners.undetermined.map(|_| Owner::Undetermined));
+        match judge(rules, flow, Some(&owners)) {
+            Outcome::Judged(judgement) => judgement,
+            Outcome::NeedsOwners => Judgement { verdict: Verdict::Drop, reason: Reason::Undetermined, rule: None },
+        }
+    }
+}
+
+fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
+    match image {
+        Ok(image) => Owner::Known(Made { digests: &image.digests, aggregate: image.aggregate }),
+        Err(_) => Owner::Undetermined,
+    }
+}
+
+/// The near end of the flow a packet belongs to. `None`: the packet does not say.
+fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: NamespaceId) -> Option<Endpoint> {
+    let outgoing = chain != Chain::Input;
+    let device = match arrived.place {
+        Place::Here(device) => device,
+        Place::Behind(_) => 0,
+    };
+    // An error that leaves quotes a packet that came, and the other way round.
+    let (flow, source_is_near) = match packet.about {
+        About::Quoted(quoted) => (quoted, !outgoing),
+        About::Itself | About::Echo(_) => (packet.flow, outgoing),
+    };
+    let (source_port, destination_port) = match (flow.ports, packet.about) {
+        (Ports::Known { source, destination }, _) => (source, destination),
+        (Ports::Unknown, _) => return None,
+        (Ports::Absent, About::Echo(identifier)) => (identifier, identifier),
+        (Ports::Absent, _) => (0, 0),
+    };
+    let (local, local_port, remote, remote_port) = if source_is_near {
+        (flow.source, source_port, flow.destination, destination_port)
+    } else {
+        (flow.destination, destination_port, flow.source, source_port)
+    };
+    let remote_port = if matches!(packet.about, About::Echo(_)) { 0 } else { remote_port };
+    Some(Endpoint {
+        namespace,
+        protocol: flow.protocol,
+        tuple: Tuple { local, local_port, remote, remote_port },
+        device,
+        outgoing,
+        from_process: arrived.from_process && outgoing,
+    })
+}

@@ -1,0 +1,7 @@
+//! The daemon's one door to raw system calls. Everything unsafe in it is behind a safe function of this module.
+#![allow(unsafe_code)]
+
+pub mod datagrams;
+pub mod netns;
+pub mod readiness;
+pub mod socket;

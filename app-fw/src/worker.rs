@@ -1,0 +1,412 @@
+//! The thread that serves a queue: reads packets, has them judged, sends verdicts.
+//!
+//! Verdicts are collected until there are enough of them, the oldest is old enough, or there is nothing more to read. A
+//! packet that must wait for an answer is parked; the others go on.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crossbeam_channel::Receiver;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use shared::control::QueueStatus;
+use shared::{Cause, Chain, Verdict};
+
+use crate::clock::Clock;
+use crate::investigate::{Finding, Investigators, Key, Mailbox};
+use crate::journal::{Draft, Reporter};
+use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Reuse, Stale};
+use crate::queue::message::messages;
+use crate::queue::{Message, Queue, Queued, Verdicts};
+use crate::signature::Signatures;
+use crate::sys::datagrams::Datagrams;
+
+/// How a worker works.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Packets read at once.
+    pub prefetch: usize,
+    /// Verdicts that make a batch.
+    pub batch_count: usize,
+    /// Age of a verdict that ends a batch, nanoseconds.
+    pub batch_age: u64,
+    /// Bytes handed over of each packet.
+    pub copy_range: u16,
+}
+
+/// Packets that may be parked at once, each worker. More are judged by what is known.
+const MAX_PARKED: usize = 4096;
+/// Netlink and attribute headers before a packet's bytes.
+const METADATA: usize = 1024;
+/// So often is the receive buffer looked after under load, in packets.
+const LOOK_AFTER: u64 = 256;
+/// Packets that are still settled after the order to stop. With the queue bound, more may come for ever.
+const LAST_PACKETS: u64 = 100_000;
+
+/// What a worker counts. Written by one worker, read by the status.
+#[derive(Debug, Default)]
+pub struct Counters {
+    packets: AtomicU64,
+    accepted: AtomicU64,
+    dropped: AtomicU64,
+    batches: AtomicU64,
+    parked: AtomicU64,
+    overruns: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    stale: [AtomicU64; Stale::ALL.len()],
+}
+
+impl Counters {
+    /// Adds what was counted to a status.
+    pub fn add_to(&self, status: &mut QueueStatus) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        status.packets += read(&self.packets);
+        status.accepted += read(&self.accepted);
+        status.dropped += read(&self.dropped);
+        status.batches += read(&self.batches);
+        status.parked += read(&self.parked);
+        status.overruns += read(&self.overruns);
+        status.flow_hits += read(&self.hits);
+        status.flow_misses += read(&self.misses);
+        for (stale, counter) in Stale::ALL.iter().zip(&self.stale) {
+            *status.stale.entry(stale.token().into()).or_default() += read(counter);
+        }
+    }
+
+    fn add(counter: &AtomicU64, more: u64) {
+        if more > 0 {
+            counter.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counted since the last time the counters were brought up to date.
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    accepted: u64,
+    dropped: u64,
+    parked: u64,
+}
+
+/// A packet that waits for an answer.
+struct Parked {
+    arrived: Arrived,
+    waits_for: Key,
+    /// The whole packet, where its verdict may change it.
+    bytes: Box<[u8]>,
+    checksum_missing: bool,
+}
+
+/// Serves a queue, alone or with others.
+pub struct Worker {
+    queue: Arc<Queue>,
+    chain: Chain,
+    settings: Settings,
+    clock: Clock,
+    pipeline: Pipeline,
+    investigators: Investigators,
+    mailbox: Mailbox,
+    findings: Receiver<Finding>,
+    wake: Arc<EventFd>,
+    stop: Arc<EventFd>,
+    reporter: Reporter,
+    signatures: Option<Arc<Signatures>>,
+    counters: Arc<Counters>,
+    tally: Tally,
+    verdicts: Verdicts,
+    parked: VecDeque<Parked>,
+    asked: HashSet<Key>,
+    unlooked: u64,
+}
+
+/// What a worker is made of.
+pub struct Parts {
+    /// The queue it serves.
+    pub queue: Arc<Queue>,
+    /// The chain the queue feeds.
+    pub chain: Chain,
+    /// How it works.
+    pub settings: Settings,
+    /// The daemon's clock.
+    pub clock: Clock,
+    /// Judges.
+    pub pipeline: Pipeline,
+    /// Answers questions.
+    pub investigators: Investigators,
+    /// Readable when it is time to stop.
+    pub stop: Arc<EventFd>,
+    /// Takes events.
+    pub reporter: Reporter,
+    /// Signs and validates, where that is asked for.
+    pub signatures: Option<Arc<Signatures>>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+}
+
+impl Worker {
+    /// Puts one together.
+    ///
+    /// # Errors
+    /// No eventfd can be had.
+    pub fn new(parts: Parts) -> io::Result<Worker> {
+        let (mailbox, findings, wake) = Mailbox::new()?;
+        Ok(Worker {
+            verdicts: Verdicts::new(parts.queue.number(), parts.settings.batch_count),
+            queue: parts.queue,
+            chain: parts.chain,
+            settings: parts.settings,
+            clock: parts.clock,
+            pipeline: parts.pipeline,
+            investigators: parts.investigators,
+            mailbox,
+            findings,
+            wake,
+            stop: parts.stop,
+            reporter: parts.reporter,
+            signatures: parts.signatures,
+            counters: parts.counters,
+            tally: Tally::default(),
+            parked: VecDeque::new(),
+            asked: HashSet::new(),
+            unlooked: 0,
+        })
+    }
+
+    /// Serves until it is told to stop; then settles what is queued.
+    ///
+    /// # Errors
+    /// The queue's socket is broken.
+    pub fn run(mut self) -> io::Result<()> {
+        let size = METADATA + usize::from(self.settings.copy_range);
+        let mut datagrams = Datagrams::new(self.settings.prefetch, size);
+        loop {
+            let more = self.receive(&mut datagrams, Patience::Wait)?;
+            self.retry_parked();
+            if more {
+                continue;
+            }
+            self.flush();
+            if self.rest()? {
+                break;
+            }
+        }
+        let mut left = LAST_PACKETS;
+        let hurry = Patience::End(Cause::Stopping);
+        while left > 0 && self.receive(&mut datagrams, hurry)? {
+            left = left.saturating_sub(datagrams.capacity() as u64);
+        }
+        for parked in std::mem::take(&mut self.parked) {
+            self.judge(parked, hurry);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// Reads what is there and judges it. Returns whether there may be more.
+    fn receive(&mut self, datagrams: &mut Datagrams, patience: Patience) -> io::Result<bool> {
+        let count = match datagrams.receive(self.queue.socket()) {
+            Ok(count) => count,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => {
+                    self.look_after_buffer();
+                    return Ok(false);
+                }
+                Some(libc::EINTR) => return Ok(true),
+                Some(libc::ENOBUFS) => {
+                    self.look_after_buffer();
+                    return Ok(true);
+                }
+                _ => return Err(error),
+            },
+        };
+        for index in 0..count {
+            let Some((datagram, _)) = datagrams.get(index) else { break };
+            for message in messages(datagram) {
+                if let Message::Packet(queued) = message {
+                    self.arrive(&queued, patience);
+                }
+            }
+        }
+        self.unlooked += count as u64;
+        if self.unlooked >= LOOK_AFTER {
+            self.look_after_buffer();
+        }
+        Ok(count == datagrams.capacity())
+    }
+
+    fn arrive(&mut self, queued: &Queued<'_>, patience: Patience) {
+        let now = self.clock.now();
+        for lost in self.queue.unseen_before(queued.id) {
+            self.verdicts.push(lost, Verdict::Drop, now);
+            self.tally.dropped += 1;
+        }
+        self.tally.packets += 1;
+        let arrived = Arrived::new(queued, self.chain, now);
+        let tell = self.reporter.tell(now);
+        if let Some(answer) = self.refuse_unsigned(queued) {
+            return self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now);
+        }
+        match self.pipeline.decide(&arrived, tell, self.patience(patience)) {
+            Decision::Judged(answer) => self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now),
+            Decision::Wait(question) => {
+                let waits_for = question.key();
+                let bytes = if self.signs() { queued.payload.into() } else { Box::default() };
+                let checksum_missing = queued.checksum_missing;
+                self.parked.push_back(Parked { arrived, waits_for, bytes, checksum_missing });
+                self.tally.parked += 1;
+                self.ask(question);
+            }
+        }
+    }
+
+    /// Too many parked packets: the next ones are judged by what is known.
+    fn patience(&self, patience: Patience) -> Patience {
+        if self.parked.len() >= MAX_PARKED { Patience::End(Cause::Overload) } else { patience }
+    }
+
+    fn ask(&mut self, question: crate::investigate::Question) {
+        if self.asked.insert(question.key()) {
+            self.investigators.ask(question, &self.mailbox);
+        }
+    }
+
+    /// Takes note of what was found, and judges the packets that waited for it.
+    fn retry_parked(&mut self) {
+        let mut found = HashSet::new();
+        while let Ok(finding) = self.findings.try_recv() {
+            self.asked.remove(&finding.key);
+            found.insert(finding.key);
+            self.pipeline.learn(finding);
+        }
+        if found.is_empty() {
+            return;
+        }
+        // In the order in which they came, so that a flow stays in order.
+        for _ in 0..self.parked.len() {
+            let Some(parked) = self.parked.pop_front() else { break };
+            if found.contains(&parked.waits_for) {
+                self.judge(parked, Patience::Wait);
+            } else {
+                self.parked.push_back(parked);
+            }
+        }
+    }
+
+    fn judge(&mut self, mut parked: Parked, patience: Patience) {
+        let now = self.clock.now();
+        let tell = self.reporter.tell(now);
+        match self.pipeline.decide(&parked.arrived, tell, patience) {
+            Decision::Judged(answer) => {
+                self.settle(&parked.arrived, &parked.bytes, parked.checksum_missing, &answer, now);
+            }
+            Decision::Wait(question) => {
+                parked.waits_for = question.key();
+                self.ask(question);
+                self.parked.push_back(parked);
+            }
+        }
+    }
+
+    /// Puts a verdict into the batch.
+    fn settle(&mut self, arrived: &Arrived, bytes: &[u8], checksum_missing: bool, answer: &Arc<Answer>, now: u64) {
+        let signed = match (answer.judgement.verdict, &self.signatures) {
+            (Verdict::Accept, Some(signatures)) if self.signs() => {
+                Some(signatures.sign(bytes, arrived.length, checksum_missing))
+            }
+            _ => None,
+        };
+        let answer = match &signed {
+            Some(Err(reason)) => &Arc::new(self.pipeline.refusal(*reason)),
+            _ => answer,
+        };
+        match (answer.judgement.verdict, signed) {
+            (Verdict::Accept, Some(Ok(packet))) => self.verdicts.push_changed(arrived.id, &packet, now),
+            (verdict, _) => self.verdicts.push(arrived.id, verdict, now),
+        }
+        match answer.judgement.verdict {
+            Verdict::Accept => self.tally.accepted += 1,
+            Verdict::Drop => self.tally.dropped += 1,
+        }
+        if self.reporter.concerns(answer) {
+            self.reporter.report(|| Draft {
+                time: SystemTime::now(),
+                chain: self.chain,
+                flow: arrived.packet.ok().map(|packet| packet.flow),
+                length: arrived.length,
+                answer: answer.clone(),
+            });
+        }
+        let full = self.verdicts.len() >= self.settings.batch_count;
+        if full || now.saturating_sub(self.verdicts.oldest()) >= self.settings.batch_age {
+            self.flush();
+        }
+    }
+
+    fn signs(&self) -> bool {
+        self.chain == Chain::Output && self.signatures.as_ref().is_some_and(|signatures| signatures.signs())
+    }
+
+    /// The answer to a packet whose signature is asked for and not right.
+    fn refuse_unsigned(&self, queued: &Queued<'_>) -> Option<Arc<Answer>> {
+        let signatures = self.signatures.as_ref().filter(|signatures| signatures.validates(self.chain))?;
+        let reason = signatures.validate(queued.payload, queued.length).err()?;
+        Some(Arc::new(self.pipeline.refusal(reason)))
+    }
+
+    fn flush(&mut self) {
+        if !self.verdicts.is_empty() {
+            if let Err(error) = self.queue.send(&self.verdicts) {
+                tracing::error!("queue {}: verdicts could not be sent: {error}", self.queue.number());
+            }
+            self.verdicts.clear();
+            Counters::add(&self.counters.batches, 1);
+        }
+        let tally = std::mem::take(&mut self.tally);
+        Counters::add(&self.counters.packets, tally.packets);
+        Counters::add(&self.counters.accepted, tally.accepted);
+        Counters::add(&self.counters.dropped, tally.dropped);
+        Counters::add(&self.counters.parked, tally.parked);
+        let Reuse { hits, misses, stale } = self.pipeline.take_reuse();
+        Counters::add(&self.counters.hits, hits);
+        Counters::add(&self.counters.misses, misses);
+        self.counters.stale.iter().zip(stale).for_each(|(counter, more)| Counters::add(counter, more));
+    }
+
+    fn look_after_buffer(&mut self) {
+        if self.unlooked == 0 {
+            return;
+        }
+        self.unlooked = 0;
+        match self.queue.grow_after_overrun() {
+            Ok(lost) => Counters::add(&self.counters.overruns, lost),
+            Err(error) => tracing::warn!("queue {}: receive buffer: {error}", self.queue.number()),
+        }
+    }
+
+    /// Waits until there is something to do. Returns whether it is time to stop.
+    fn rest(&mut self) -> io::Result<bool> {
+        let mut events = [
+            PollFd::new(self.queue.socket(), PollFlags::POLLIN),
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut events, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = |event: &PollFd<'_>| event.any().unwrap_or(true);
+        let [_, woken, stopped] = &events;
+        let (woken, stopped) = (ready(woken), ready(stopped));
+        if woken {
+            // Only resets it.
+            let _ = self.wake.read();
+        }
+        Ok(stopped)
+    }
+}
