@@ -1,0 +1,145 @@
+//! `!` and `-!` before a match option.
+//!
+//! clap knows no option that changes the next one. So the negation is moved into the value, `! --dport 80` becomes
+//! `--dport !80`, before clap reads the words; no value of a match option starts with `!` by itself.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Match options of one letter.
+pub(crate) const SHORT: &[u8] = b"sdp";
+
+/// Match options of a word.
+pub(crate) const LONG: &[&str] = &["source", "destination", "protocol", "sport", "dport", "sng-hash", "agg-hash"];
+
+/// A negation of nothing that can be negated.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NegationError {
+    #[error("nothing follows the negation")]
+    Nothing,
+    #[error("negated twice")]
+    Twice,
+    #[error(
+        "{0:?} cannot be negated: the negation stands before -s, -d, -p, --sport, --dport, --sng-hash or --agg-hash"
+    )]
+    Cannot(OsString),
+}
+
+/// Moves negations into the values of the options that follow them. The first word is the program's name.
+pub(crate) fn into_values(words: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, NegationError> {
+    let mut words = words.into_iter();
+    let mut moved: Vec<_> = words.next().into_iter().collect();
+    while let Some(word) = words.next() {
+        let option = match word.as_bytes() {
+            b"--" => {
+                moved.push(word);
+                moved.extend(words);
+                break;
+            }
+            b"!" | b"-!" => words.next().ok_or(NegationError::Nothing)?,
+            // As getopt has it, where -! is an option without a value: -!d 192.0.2.1
+            [b'-', b'!', rest @ ..] => OsString::from_vec([b"-", rest].concat()),
+            _ => {
+                moved.push(word);
+                continue;
+            }
+        };
+        match negated(&option)? {
+            Negated::Whole(word) => moved.push(word),
+            Negated::ValueFollows => {
+                moved.push(option);
+                match words.next() {
+                    // Another option: clap will miss the value and say so.
+                    Some(next) if next.as_bytes().starts_with(b"-") => moved.push(next),
+                    Some(value) => moved.push(with_mark(b"", value.as_bytes())),
+                    None => {}
+                }
+            }
+        }
+    }
+    Ok(moved)
+}
+
+enum Negated {
+    /// Option and value in one word.
+    Whole(OsString),
+    /// The value is the next word.
+    ValueFollows,
+}
+
+fn negated(option: &OsString) -> Result<Negated, NegationError> {
+    let bytes = option.as_bytes();
+    match bytes {
+        b"!" | [b'-', b'!', ..] => return Err(NegationError::Twice),
+        [b'-', b'-', name @ ..] => {
+            let end = name.iter().position(|&byte| byte == b'=').unwrap_or(name.len());
+            if LONG.iter().any(|long| long.as_bytes() == &name[..end]) {
+                return Ok(match name[end..].strip_prefix(b"=") {
+                    Some(value) => Negated::Whole(with_mark(&bytes[..2 + end + 1], value)),
+                    None => Negated::ValueFollows,
+                });
+            }
+        }
+        [b'-', letter, rest @ ..] if SHORT.contains(letter) => {
+            return Ok(match rest {
+                [] => Negated::ValueFollows,
+                rest => Negated::Whole(with_mark(&bytes[..2], rest.strip_prefix(b"=").unwrap_or(rest))),
+            });
+        }
+        _ => {}
+    }
+    Err(NegationError::Cannot(option.clone()))
+}
+
+fn with_mark(before: &[u8], value: &[u8]) -> OsString {
+    OsString::from_vec([before, b"!", value].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(words: &str) -> Result<String, NegationError> {
+        let words = std::iter::once("ctl-fw").chain(words.split_whitespace()).map(OsString::from);
+        let moved = into_values(words)?;
+        Ok(moved[1..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn negations_move_into_values() {
+        for (from, to) in [
+            ("-A -d 1.2.3.4 -v DROP", "-A -d 1.2.3.4 -v DROP"),
+            ("-A ! -d 1.2.3.4 -v DROP", "-A -d !1.2.3.4 -v DROP"),
+            ("-A -! -d 1.2.3.4 -v DROP", "-A -d !1.2.3.4 -v DROP"),
+            ("-!d 1.2.3.4", "-d !1.2.3.4"),
+            ("! -d1.2.3.4 -! -s=::/0", "-d!1.2.3.4 -s!::/0"),
+            ("! --sport=80 -! --dport 81 -p tcp", "--sport=!80 --dport !81 -p tcp"),
+            ("-! --sng-hash aa -! --agg-hash=bb", "--sng-hash !aa --agg-hash=!bb"),
+            ("! --dport", "--dport"),
+            ("! --dport -c OUTPUT", "--dport -c OUTPUT"),
+            ("-H a -- ! b", "-H a -- ! b"),
+        ] {
+            assert_eq!(moved(from).as_deref(), Ok(to), "{from}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_negated_is_named() {
+        assert_eq!(moved("-A !"), Err(NegationError::Nothing));
+        assert_eq!(moved("-!"), Err(NegationError::Nothing));
+        assert_eq!(moved("! -! -d 1.2.3.4"), Err(NegationError::Twice));
+        assert_eq!(moved("-! ! -d 1.2.3.4"), Err(NegationError::Twice));
+        assert_eq!(moved("-!!"), Err(NegationError::Twice));
+        for word in ["-v", "-n", "-c", "-A", "-Ad", "--json", "--sports", "--sport-x=1", "1.2.3.4", "-", "--"] {
+            assert_eq!(moved(&format!("! {word} x")), Err(NegationError::Cannot(word.into())), "{word}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass() {
+        let odd = OsString::from_vec(vec![b'-', b'd', 0xff]);
+        let moved = into_values(["ctl-fw".into(), "!".into(), odd]).unwrap();
+        assert_eq!(moved[1].as_bytes(), b"-d!\xff");
+        assert_eq!(into_values([]), Ok(vec![]));
+    }
+}
