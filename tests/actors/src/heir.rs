@@ -1,0 +1,162 @@
+//! Processes that come to hold the actor's socket without having opened it.
+//!
+//! An heir finds its socket as descriptor 2: standard input and output carry its steps and answers.
+
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+use crate::options::Options;
+use crate::socket::Socket;
+
+/// A process that holds the socket, and the way to talk to it. It ends when this is dropped, as its input ends then.
+pub struct Heir {
+    pid: u32,
+    to: Box<dyn Write>,
+    from: Box<dyn BufRead>,
+}
+
+impl Heir {
+    /// An heir at the other end of `stream`.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn over(pid: u32, stream: UnixStream) -> Result<Self> {
+        let from = BufReader::new(stream.try_clone()?);
+        Ok(Self { pid, to: Box::new(stream), from: Box::new(from) })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Lets it take a step and returns the answer behind the "ok".
+    ///
+    /// # Errors
+    /// Its answer was an error, or it has ended.
+    pub fn step(&mut self, step: &str) -> Result<String> {
+        writeln!(self.to, "{step}").context("telling the child")?;
+        let answer = self.line()?;
+        match answer.strip_prefix("ok") {
+            Some(rest) => Ok(rest.trim_start().to_owned()),
+            None => bail!("child: {answer}"),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.from.read_line(&mut line)? == 0 {
+            bail!("the child has ended");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+/// A pair of connected sockets for talking to a child.
+///
+/// # Errors
+/// Too many open files.
+pub fn channel() -> Result<(UnixStream, UnixStream)> {
+    UnixStream::pair().context("socketpair")
+}
+
+/// Starts `program` with the socket inherited across fork and exec, as inetd does.
+///
+/// # Errors
+/// It could not be started.
+pub fn share(socket: &Socket, program: &Path) -> Result<Heir> {
+    start(program, socket, socket.fd().try_clone()?, &[])
+}
+
+/// Starts `program`, which holds nothing, and passes it the socket over a Unix socket.
+///
+/// # Errors
+/// It could not be started or did not take the socket.
+pub fn pass(socket: &Socket, program: &Path) -> Result<Heir> {
+    let (ours, theirs) = channel()?;
+    let fds = [socket.fd().as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        bail!("no room for one descriptor");
+    }
+    sendmsg(&ours, &[IoSlice::new(b"s")], &mut control, SendFlags::empty()).context("SCM_RIGHTS")?;
+    // It waits in the Unix socket until the program, started now, takes it.
+    start(program, socket, theirs.into(), &["--passed"])
+}
+
+fn start(program: &Path, socket: &Socket, descriptor: OwnedFd, more: &[&str]) -> Result<Heir> {
+    let mut child = heir_command(program, socket)
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(descriptor))
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let (to, from) = (child.stdin.take().context("no pipe")?, child.stdout.take().context("no pipe")?);
+    let mut heir = Heir { pid: child.id(), to: Box::new(to), from: Box::new(BufReader::new(from)) };
+    match heir.line()?.as_str() {
+        "ready" => Ok(heir),
+        other => bail!("the child said `{other}`"),
+    }
+}
+
+/// Becomes `program`, which goes on with the same steps and the same socket. Returns only if that failed.
+pub fn become_other(socket: &Socket, program: &Path) -> anyhow::Error {
+    let descriptor = match socket.fd().try_clone() {
+        Ok(descriptor) => descriptor,
+        Err(error) => return error.into(),
+    };
+    // The answer to this step is given by the new program, hence the flag.
+    let error = heir_command(program, socket).arg("--quiet").stderr(Stdio::from(descriptor)).exec();
+    anyhow::Error::new(error).context(format!("exec {}", program.display()))
+}
+
+fn heir_command(program: &Path, socket: &Socket) -> Command {
+    let mut command = Command::new(program);
+    command.arg("heir");
+    if let Some(to) = socket.to() {
+        command.args(["--to", &to.to_string()]);
+    }
+    command
+}
+
+/// In the heir: the socket that came as descriptor 2.
+///
+/// # Errors
+/// There is none, or nothing was passed.
+pub fn inherit(options: &Options) -> Result<Socket> {
+    let mut fd = io::stderr().as_fd().try_clone_to_owned()?;
+    // Descriptor 2 must not go on being the socket: messages would be sent over it.
+    rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
+    if options.passed {
+        fd = receive(&fd)?;
+    }
+    if !options.ready {
+        println!("ok");
+    }
+    Ok(Socket::of(fd, options.to))
+}
+
+fn receive(over: &OwnedFd) -> Result<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(over, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).context("recvmsg")?;
+    let received = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    received.context("no descriptor was passed")
+}

@@ -1,0 +1,88 @@
+//! `actor`: the program whose traffic the black-box tests judge.
+//!
+//! It opens one socket in a way that its arguments say, prints `ready`, and then takes one command per line on standard
+//! input, answering each with a line `ok ...` or `error ...`. So a test steps it and never waits for time to pass. The
+//! end of its input ends it.
+//!
+//! ```text
+//! actor udp ADDR:PORT [--bind ADDR:PORT] [--connect] [--reuseport] [--v4-on-v6]
+//! actor udplite ADDR:PORT            the same over UDP-Lite
+//! actor udp-bind ADDR:PORT [--reuseport]         waits for datagrams (`recv`, `reply`)
+//! actor tcp ADDR:PORT [--bind ADDR:PORT] [--later] [--v4-on-v6]     connects (with --later: at `connect`)
+//! actor serve-tcp ADDR:PORT [--reuseport]        listens (`accept`)
+//! actor ping ADDR                    an ICMP echo socket; needs net.ipv4.ping_group_range
+//! actor raw ADDR PROTOCOL            a raw IP socket; PROTOCOL is a number
+//! actor idle                         no socket
+//! ```
+//!
+//! and two that need no steps and exit at once:
+//!
+//! ```text
+//! actor udp-send ADDR:PORT COUNT     sends COUNT datagrams and exits without looking back
+//! actor tcp-get ADDR:PORT            fetches / by HTTP, prints the body; exit 1 if it cannot
+//! ```
+//!
+//! `--timeout MS` (default 2000) bounds connecting and receiving. The steps are listed in [`steps`].
+
+mod code;
+mod heir;
+mod options;
+mod socket;
+mod steps;
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use options::Options;
+use socket::Socket;
+use steps::Stage;
+
+fn main() -> ExitCode {
+    match act() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("actor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act() -> Result<()> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    match options.role.as_str() {
+        "udp-send" => udp_send(&options),
+        "tcp-get" => tcp_get(&options),
+        "idle" => Stage::new(None, options.timeout).play_on_stdio(true),
+        "heir" => Stage::new(Some(heir::inherit(&options)?), options.timeout).play_on_stdio(options.ready),
+        _ => Stage::new(Some(Socket::open(&options)?), options.timeout).play_on_stdio(true),
+    }
+}
+
+/// Fire and forget: the socket and the process are gone while the packets may still wait for a verdict.
+fn udp_send(options: &Options) -> Result<()> {
+    let to = options.address()?;
+    let count: u32 = options.operand(1)?.parse().context("COUNT")?;
+    let socket = UdpSocket::bind(socket::unspecified(to))?;
+    for _ in 0..count {
+        socket.send_to(socket::PAYLOAD, to)?;
+    }
+    Ok(())
+}
+
+fn tcp_get(options: &Options) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&options.address()?, options.timeout).context("connect")?;
+    stream.set_read_timeout(Some(options.timeout))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("receive")?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => {
+            print!("{body}");
+            Ok(())
+        }
+        _ => bail!("not a good answer: {answer}"),
+    }
+}

@@ -1,0 +1,217 @@
+//! The one socket of an actor.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, bind, connect,
+    ipproto, listen, recvfrom, send, sendto, socket_with,
+};
+
+use crate::options::Options;
+
+/// What every datagram and write carries.
+pub const PAYLOAD: &[u8] = b"actor";
+
+/// An ICMP echo request (types 8 and 128); on an echo socket the kernel fills in identifier and checksum.
+const ECHO4: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 1];
+const ECHO6: [u8; 8] = [128, 0, 0, 0, 0, 0, 0, 1];
+
+/// A socket and where it sends.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    /// Where datagrams go; none for a connected socket.
+    to: Option<SocketAddr>,
+    /// Where the last datagram came from.
+    from: Option<SocketAddr>,
+    payload: &'static [u8],
+}
+
+/// The wildcard address of the family of `like`, with port 0.
+pub fn unspecified(like: SocketAddr) -> SocketAddr {
+    match like.ip() {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+impl Socket {
+    /// Opens what the role says.
+    ///
+    /// # Errors
+    /// The arguments are wrong or the kernel refused.
+    pub fn open(options: &Options) -> Result<Self> {
+        match options.role.as_str() {
+            "udp" => Self::datagram(options, ipproto::UDP),
+            "udplite" => Self::datagram(options, ipproto::UDPLITE),
+            "udp-bind" => {
+                let at = options.address()?;
+                let fd = new_socket(at, SocketType::DGRAM, Some(ipproto::UDP), options)?;
+                bind(&fd, &at).context("bind")?;
+                Ok(Self::of(fd, None))
+            }
+            "tcp" => {
+                let to = options.address()?;
+                let fd = new_socket(to, SocketType::STREAM, Some(ipproto::TCP), options)?;
+                if let Some(at) = options.bind {
+                    bind(&fd, &at).context("bind")?;
+                }
+                let mut socket = Self::of(fd, Some(to));
+                if !options.later {
+                    socket.connect()?;
+                }
+                Ok(socket)
+            }
+            "serve-tcp" => {
+                let at = options.address()?;
+                let fd = new_socket(at, SocketType::STREAM, Some(ipproto::TCP), options)?;
+                sockopt::set_socket_reuseaddr(&fd, true)?;
+                bind(&fd, &at).context("bind")?;
+                listen(&fd, 128).context("listen")?;
+                Ok(Self::of(fd, None))
+            }
+            "ping" => {
+                let to = options.host()?;
+                let (protocol, payload) =
+                    if to.is_ipv4() { (ipproto::ICMP, &ECHO4) } else { (ipproto::ICMPV6, &ECHO6) };
+                let fd = new_socket(to, SocketType::DGRAM, Some(protocol), options)
+                    .context("an ICMP echo socket (is net.ipv4.ping_group_range set?)")?;
+                Ok(Self { payload, ..Self::of(fd, Some(to)) })
+            }
+            "raw" => {
+                let number: u8 = options.operand(1)?.parse().context("PROTOCOL")?;
+                let protocol = RawProtocol::new(number.into()).map(Protocol::from_raw).context("PROTOCOL 0")?;
+                let to = options.host()?;
+                Ok(Self::of(new_socket(to, SocketType::RAW, Some(protocol), options)?, Some(to)))
+            }
+            other => bail!("unknown role {other} (see the head of main.rs)"),
+        }
+    }
+
+    /// A socket that came from elsewhere.
+    pub fn of(fd: OwnedFd, to: Option<SocketAddr>) -> Self {
+        Self { fd, to, from: None, payload: PAYLOAD }
+    }
+
+    fn datagram(options: &Options, protocol: Protocol) -> Result<Self> {
+        let to = options.address()?;
+        let fd = new_socket(to, SocketType::DGRAM, Some(protocol), options)?;
+        // Always bound: the port is known and stays.
+        bind(&fd, &options.bind.unwrap_or(unspecified(to))).context("bind")?;
+        let mut socket = Self::of(fd, Some(to));
+        if options.connect {
+            socket.connect()?;
+        }
+        Ok(socket)
+    }
+
+    /// Connects to where it sends.
+    ///
+    /// # Errors
+    /// Refused, or no answer in time.
+    pub fn connect(&mut self) -> Result<()> {
+        let to = self.to.context("connected already")?;
+        connect(&self.fd, &to).context("connect")?;
+        self.to = None;
+        Ok(())
+    }
+
+    /// Sends the payload once.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn send(&self) -> Result<()> {
+        match self.to {
+            Some(to) => sendto(&self.fd, self.payload, SendFlags::NOSIGNAL, &to),
+            None => send(&self.fd, self.payload, SendFlags::NOSIGNAL),
+        }
+        .map(drop)
+        .context("send")
+    }
+
+    /// Sends the payload to whom the last datagram came from.
+    ///
+    /// # Errors
+    /// None came yet, or the kernel refused.
+    pub fn reply(&self) -> Result<()> {
+        let from = self.from.context("nothing was received yet")?;
+        sendto(&self.fd, self.payload, SendFlags::NOSIGNAL, &from).map(drop).context("send")
+    }
+
+    /// Receives once; returns the number of bytes and, for a datagram, the sender.
+    ///
+    /// # Errors
+    /// Nothing came in time, or the connection broke.
+    pub fn recv(&mut self) -> Result<(usize, Option<SocketAddr>)> {
+        let mut buffer = [0; 65536];
+        let (_, length, from) = recvfrom(&self.fd, &mut buffer, RecvFlags::empty()).context("receive")?;
+        self.from = from.and_then(|from| from.try_into().ok());
+        Ok((length, self.from))
+    }
+
+    /// Accepts a connection, which takes the place of the listener in this actor.
+    ///
+    /// # Errors
+    /// None came in time.
+    pub fn accept(&mut self, timeout: Duration) -> Result<()> {
+        let connection = accept_with(&self.fd, SocketFlags::CLOEXEC).context("accept")?;
+        set_timeouts(&connection, timeout)?;
+        self.fd = connection;
+        self.to = None;
+        Ok(())
+    }
+
+    /// Moves the socket to a descriptor that is at least `lowest`; returns it.
+    ///
+    /// # Errors
+    /// Above the limit of open files.
+    pub fn move_up(&mut self, lowest: i32) -> Result<i32> {
+        self.fd = fcntl_dupfd_cloexec(&self.fd, lowest).context("dup")?;
+        Ok(self.fd.as_raw_fd())
+    }
+
+    /// The port it is bound to.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn port(&self) -> Result<u16> {
+        let address: SocketAddr = rustix::net::getsockname(&self.fd)?.try_into().ok().context("no address")?;
+        Ok(address.port())
+    }
+
+    /// Where it sends, for an heir's command line.
+    pub fn to(&self) -> Option<SocketAddr> {
+        self.to
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
+fn new_socket(like: SocketAddr, kind: SocketType, protocol: Option<Protocol>, options: &Options) -> Result<OwnedFd> {
+    let family = if like.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = socket_with(family, kind, SocketFlags::CLOEXEC, protocol).context("socket")?;
+    if options.v4_on_v6 {
+        sockopt::set_ipv6_v6only(&fd, false)?;
+    }
+    if options.reuseport {
+        sockopt::set_socket_reuseport(&fd, true)?;
+    }
+    set_timeouts(&fd, options.timeout)?;
+    Ok(fd)
+}
+
+/// SO_SNDTIMEO bounds connect() too.
+fn set_timeouts(fd: impl AsFd, timeout: Duration) -> Result<()> {
+    for which in [Timeout::Recv, Timeout::Send] {
+        sockopt::set_socket_timeout(&fd, which, Some(timeout))?;
+    }
+    Ok(())
+}
