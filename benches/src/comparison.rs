@@ -1,0 +1,145 @@
+//! Every contender by every measure, in interleaved rounds.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::contender::{Contender, Guard, QueueCounters};
+use crate::lab::Lab;
+use crate::machine::CpuTimes;
+use crate::measure::{Measure, Sample};
+use crate::supervise::Supervisor;
+
+/// What to measure, and how often.
+#[derive(Debug)]
+pub struct Plan {
+    /// In the order of the table.
+    pub contenders: Vec<Contender>,
+    /// In the order of the table.
+    pub measures: Vec<Measure>,
+    /// Length of one run of a measure.
+    pub duration: Duration,
+    /// How often everything is measured.
+    pub rounds: usize,
+}
+
+/// All samples of a run.
+#[derive(Debug, Default)]
+pub struct Samples(Vec<Record>);
+
+#[derive(Debug)]
+struct Record {
+    contender: usize,
+    measure: Measure,
+    observed: Observed,
+}
+
+/// A sample and the circumstances in which it was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed {
+    /// What was measured.
+    pub sample: Sample,
+    /// The share of the machine (0 to 1) that processes outside this run, or the host, took meanwhile.
+    pub taken_by_others: f64,
+    /// What went through the contender's queues.
+    pub queue: QueueCounters,
+}
+
+impl Samples {
+    /// Keeps what contender number `contender` gave by `measure`.
+    pub fn add(&mut self, contender: usize, measure: Measure, observed: Observed) {
+        self.0.push(Record { contender, measure, observed });
+    }
+
+    /// The share of the machine that others took, for each sample of the run.
+    pub fn taken_by_others(&self) -> impl Iterator<Item = f64> {
+        self.0.iter().map(|record| record.observed.taken_by_others)
+    }
+
+    /// Packets that the queues of contender number `contender` lost, in all rounds of `measure`.
+    pub fn dropped(&self, contender: usize, measure: Measure) -> u64 {
+        self.observed(contender, measure).map(|observed| observed.queue.dropped).sum()
+    }
+
+    fn observed(&self, contender: usize, measure: Measure) -> impl Iterator<Item = Observed> {
+        self.0
+            .iter()
+            .filter(move |record| record.contender == contender && record.measure == measure)
+            .map(|record| record.observed)
+    }
+
+    /// One sample per round, oldest first.
+    pub fn of(&self, contender: usize, measure: Measure) -> impl Iterator<Item = Sample> {
+        self.observed(contender, measure).map(|observed| observed.sample)
+    }
+}
+
+/// Runs the plan. Within a measure the contenders follow each other at once, because the machine's mood changes within
+/// seconds; each round starts with another of them, so that none always follows the same one.
+///
+/// # Errors
+/// A contender or a load fails, a contender did not see each packet, or [`crate::supervise::Interrupted`].
+pub fn compare(supervisor: &Supervisor, lab: &Lab, plan: &Plan) -> Result<Samples> {
+    let mut samples = Samples::default();
+    for round in 0..plan.rounds {
+        for &measure in &plan.measures {
+            for turn in 0..plan.contenders.len() {
+                let index = (round + turn) % plan.contenders.len();
+                let contender = &plan.contenders[index];
+                let mut guard = contender.stand_guard(supervisor, lab)?;
+                let observed = measure_once(supervisor, lab, contender, &mut guard, measure, plan.duration)
+                    .with_context(|| format!("{} by {} failed", contender.name(), measure.token()))?;
+                samples.add(index, measure, observed);
+                guard.stand_down(supervisor)?;
+            }
+        }
+        eprintln!("round {} of {} done", round + 1, plan.rounds);
+    }
+    Ok(samples)
+}
+
+/// Runs one measure against a contender at work and tells about it on standard error.
+///
+/// # Errors
+/// The load or the contender fails, or the contender did not see each packet.
+pub fn measure_once(
+    supervisor: &Supervisor,
+    lab: &Lab,
+    contender: &Contender,
+    guard: &mut Guard,
+    measure: Measure,
+    duration: Duration,
+) -> Result<Observed> {
+    let before = QueueCounters::read(&lab.client)?;
+    let cpu_before = CpuTimes::read(guard.pid())?;
+    let outcome = measure.run(supervisor, lab, duration);
+    // Before the outcome: when the guard has died, that is the cause and a failed load only its effect.
+    guard.assert_alive()?;
+    let sample = outcome?;
+    let queue = QueueCounters::read(&lab.client)?.since(before);
+    let taken_by_others = CpuTimes::read(guard.pid())?.taken_by_others_since(cpu_before);
+    let least = measure.least_packets(sample.count);
+    if contender.queues_every_packet() && queue.queued < least {
+        bail!("only {} packets were queued where at least {least} were sent: not each one was judged", queue.queued);
+    }
+    let observed = Observed { sample, taken_by_others, queue };
+    tell(contender, measure, observed);
+    Ok(observed)
+}
+
+/// One line on standard error.
+fn tell(contender: &Contender, measure: Measure, observed: Observed) {
+    let Observed { sample, taken_by_others, queue } = observed;
+    let latency = sample.latency.map_or(String::new(), |latency| {
+        format!(" (p50 {:.0}, p99 {:.0} us)", latency.p50.as_secs_f64() * 1e6, latency.p99.as_secs_f64() * 1e6)
+    });
+    eprintln!(
+        "  {:<16} {:<25} {:>9}{latency}; queued {}, dropped {}; {:.0} % of the machine taken by others",
+        contender.name(),
+        measure.heading(),
+        measure.format(sample.rate),
+        queue.queued,
+        queue.dropped,
+        taken_by_others * 100.0,
+    );
+}

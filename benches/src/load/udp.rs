@@ -1,0 +1,87 @@
+//! Small UDP packets from one connected socket as fast as they go, counted at the receiver.
+//!
+//! The sender is held back by its socket's send buffer: packets that wait in a queue count against it. So a slow guard
+//! mostly slows the sender down; what is lost all the same is not counted.
+
+use std::io::IoSliceMut;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
+
+use super::{Outcome, ready_until_asked};
+
+/// Bytes in each packet, after the UDP header.
+pub const PAYLOAD: usize = 64;
+/// Packets sent between two looks at the clock.
+const BURST: u64 = 64;
+/// Most packets received at once.
+const BATCH: usize = 64;
+/// Receive buffer, bytes, so that the receiver is not where packets get lost.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What the receiving thread has seen so far.
+struct Tally {
+    start: Instant,
+    packets: AtomicU64,
+    /// Nanoseconds since `start`.
+    first: AtomicU64,
+    /// Nanoseconds since `start`.
+    last: AtomicU64,
+}
+
+pub(super) fn serve(at: SocketAddr) -> Result<Outcome> {
+    let socket = UdpSocket::bind(at).with_context(|| format!("cannot bind {at}"))?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("cannot enlarge the receive buffer")?;
+    let tally =
+        Tally { start: Instant::now(), packets: AtomicU64::new(0), first: AtomicU64::new(0), last: AtomicU64::new(0) };
+    let tally: &'static Tally = Box::leak(Box::new(tally));
+    // Ends with the process, when the outcome has been asked for.
+    thread::spawn(move || {
+        if let Err(error) = receive(&socket, tally) {
+            eprintln!("speed: the receiver stopped: {error:#}");
+        }
+    });
+    ready_until_asked()?;
+    let (first, last) = (tally.first.load(Ordering::Acquire), tally.last.load(Ordering::Acquire));
+    let elapsed = Duration::from_nanos(last.saturating_sub(first));
+    Ok(Outcome { count: tally.packets.load(Ordering::Acquire), elapsed, latency: None })
+}
+
+fn receive(socket: &UdpSocket, tally: &Tally) -> Result<()> {
+    let mut headers = MultiHeaders::<()>::preallocate(BATCH, None);
+    let mut payloads = [[0; PAYLOAD]; BATCH];
+    loop {
+        let mut vectors = payloads.each_mut().map(|payload| [IoSliceMut::new(payload)]);
+        let received = recvmmsg(socket.as_raw_fd(), &mut headers, vectors.iter_mut(), MsgFlags::MSG_WAITFORONE, None)
+            .context("cannot receive")?
+            .count() as u64;
+        let now = tally.start.elapsed().as_nanos() as u64;
+        if tally.first.load(Ordering::Relaxed) == 0 {
+            // The clock starts with the first packets, so they are not counted.
+            tally.first.store(now, Ordering::Release);
+        } else {
+            tally.packets.fetch_add(received, Ordering::Release);
+        }
+        tally.last.store(now, Ordering::Release);
+    }
+}
+
+pub(super) fn drive(to: SocketAddr, duration: Duration) -> Result<Outcome> {
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).context("cannot make a socket")?;
+    socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    let start = Instant::now();
+    let mut count = 0;
+    while start.elapsed() < duration {
+        for _ in 0..BURST {
+            socket.send(&[0x5a; PAYLOAD]).context("cannot send")?;
+        }
+        count += BURST;
+    }
+    Ok(Outcome { count, elapsed: start.elapsed(), latency: None })
+}

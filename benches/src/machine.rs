@@ -1,0 +1,143 @@
+//! Facts about the machine that belong beside every figure, and how much of it others took meanwhile.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use nix::sys::utsname::uname;
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Markdown list items: kernel, processors, load at the start.
+///
+/// # Errors
+/// /proc is not there.
+pub fn facts() -> Result<String> {
+    let system = uname().context("cannot ask for the kernel's name")?;
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, model)| model.trim()))
+        .unwrap_or("model not stated");
+    let count = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
+    let minute = load.split(' ').next().unwrap_or_default();
+    Ok(format!(
+        "- kernel: {} {} {}\n- processors: {count} x {model}\n- load average (1 minute) at the start: {minute}\n",
+        system.sysname().to_string_lossy(),
+        system.release().to_string_lossy(),
+        system.machine().to_string_lossy(),
+    ))
+}
+
+/// Processor time of the whole machine and of this run, up to a moment.
+///
+/// Time in interrupts is part of the whole. Kernels without CONFIG_IRQ_TIME_ACCOUNTING charge it to whichever process it
+/// hits, so it is in `ours` too, and leaving it out of the whole would hide as much of the others' time. What hits an idle
+/// processor is charged to nobody and ends up with the others: the share errs towards too much disturbance.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuTimes {
+    /// All processes and interrupts.
+    everyone: Duration,
+    /// This process, its reaped children, and the consumer.
+    ours: Duration,
+    /// Taken by the host from this virtual machine.
+    stolen: Duration,
+    /// Everything, idle time included: what could be had.
+    capacity: Duration,
+}
+
+impl CpuTimes {
+    /// Reads the clocks; `consumer` is a living process that belongs to this run.
+    ///
+    /// # Errors
+    /// /proc cannot be read, or `consumer` is gone.
+    pub fn read(consumer: Option<u32>) -> Result<Self> {
+        let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        let line = text.lines().next().context("/proc/stat is empty")?;
+        let ticks = parse_cpu_line(line).with_context(|| format!("cannot read {line:?}"))?;
+        let [user, nice, system, _idle, _iowait, irq, softirq, stolen] = ticks;
+        let mut ours = Duration::ZERO;
+        for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+            let usage = getrusage(who).context("cannot ask for own processor time")?;
+            ours += duration(usage.user_time()) + duration(usage.system_time());
+        }
+        if let Some(pid) = consumer {
+            let path = format!("/proc/{pid}/stat");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            ours += from_ticks(parse_process(&text).with_context(|| format!("cannot read {text:?}"))?)?;
+        }
+        Ok(Self {
+            everyone: from_ticks(user + nice + system + irq + softirq)?,
+            ours,
+            stolen: from_ticks(stolen)?,
+            capacity: from_ticks(ticks.iter().sum())?,
+        })
+    }
+
+    /// The share of the machine (0 to 1) that was not to be had since `earlier`, because other processes or the host used it.
+    pub fn taken_by_others_since(self, earlier: Self) -> f64 {
+        let everyone = self.everyone.saturating_sub(earlier.everyone);
+        let ours = self.ours.saturating_sub(earlier.ours);
+        let stolen = self.stolen.saturating_sub(earlier.stolen);
+        let capacity = self.capacity.saturating_sub(earlier.capacity);
+        if capacity.is_zero() {
+            return 0.0;
+        }
+        (everyone.saturating_sub(ours) + stolen).as_secs_f64() / capacity.as_secs_f64()
+    }
+}
+
+/// `cpu  user nice system idle iowait irq softirq steal ...`, in ticks: proc_stat(5).
+fn parse_cpu_line(line: &str) -> Option<[u64; 8]> {
+    let mut columns = line.strip_prefix("cpu ")?.split_whitespace().map(str::parse);
+    let mut ticks = [0; 8];
+    for place in &mut ticks {
+        *place = columns.next()?.ok()?;
+    }
+    Some(ticks)
+}
+
+/// utime + stime, in ticks: proc_pid_stat(5). The name before them may hold blanks and brackets, so it is skipped from the end.
+fn parse_process(stat: &str) -> Option<u64> {
+    let mut columns = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let user: u64 = columns.next()?.parse().ok()?;
+    let system: u64 = columns.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+fn from_ticks(ticks: u64) -> Result<Duration> {
+    let per_second = sysconf(SysconfVar::CLK_TCK).context("cannot ask for the tick")?.context("no tick is known")?;
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
+
+fn duration(time: TimeVal) -> Duration {
+    Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_times_are_found() {
+        assert_eq!(parse_cpu_line("cpu  1 2 3 4 5 6 7 8 0 0"), Some([1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(parse_cpu_line("cpu  1 2"), None);
+        let stat = "77 (a) b (c) S 1 77 77 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 0 0";
+        assert_eq!(parse_process(stat), Some(42));
+        assert_eq!(parse_process("77"), None);
+    }
+
+    #[test]
+    fn own_time_is_not_others() {
+        let at = |everyone, ours, stolen, capacity| CpuTimes {
+            everyone: Duration::from_secs(everyone),
+            ours: Duration::from_secs(ours),
+            stolen: Duration::from_secs(stolen),
+            capacity: Duration::from_secs(capacity),
+        };
+        assert_eq!(at(16, 14, 1, 20).taken_by_others_since(at(10, 10, 0, 10)), 0.3);
+        assert_eq!(at(10, 14, 0, 20).taken_by_others_since(at(10, 10, 0, 10)), 0.0);
+    }
+}
