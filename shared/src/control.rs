@@ -128,6 +128,8 @@ pub enum FailureKind {
     Invalid,
     /// The store could not do it; nothing was changed.
     Store,
+    /// Too many clients are served already; later it may work.
+    Busy,
 }
 
 /// A rule with its place.

@@ -17,7 +17,7 @@ pub enum DigestError {
     #[error("a SHA-256 digest has 64 hex digits, this has {0}")]
     Length(usize),
     /// Something that is not a hex digit.
-    #[error("{0:?} is not a hex digit")]
+    #[error("{0:?} is not a hex digit: a SHA-256 digest has 64 hex digits")]
     Digit(char),
 }
 
