@@ -13,7 +13,7 @@ use syscall_probe::{Generations, SocketTable};
 
 use crate::attribute::census::Census;
 use crate::attribute::diag::{Diag, Tuple};
-use crate::attribute::{Endpoint, Holder, Owners, Staleness, quick};
+use crate::attribute::{Endpoint, Holder, Means, Owners, Staleness, quick};
 use crate::image::{Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
 use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, Ruleset, judge};
@@ -465,7 +465,13 @@ impl Pipeline {
         }
         if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
             (arrived.place, generations, &self.world.sockets, &mut self.diag)
-            && let Some(found) = quick(&endpoint, diag, sockets, generations, &self.world.census)
+            && let Some(found) = quick(
+                &endpoint,
+                diag,
+                Means { sockets, generations },
+                &self.world.census,
+                previous.as_ref().map(|looked| &*looked.found),
+            )
         {
             let found = Arc::new(found);
             self.owners.put(endpoint, Looked { began: arrived.at, found: found.clone() });

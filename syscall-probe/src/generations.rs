@@ -131,7 +131,7 @@ impl Generations {
 
     /// The generation of a watched file. It moves when the file's size or times change, **before** the data of a write are in place: what was
     /// read while somebody may write is not covered by a generation read in between. A store into a shared mapping moves it when it is the first
-    /// to its page since the page was last written back.
+    /// to its page since the page was last written back. That the file is renamed or unlinked is no change of it.
     pub fn file(&self, watch: FileWatch) -> u32 {
         self.shared.files[watch.0 as usize % FILE_SLOTS].generation.load(Ordering::Acquire)
     }

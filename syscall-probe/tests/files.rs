@@ -64,7 +64,7 @@ impl Watched {
     }
 }
 
-const CHANGES: [&str; 5] = ["write", "truncate", "utimes", "chmod", "rename-over"];
+const CHANGES: [&str; 4] = ["write", "truncate", "utimes", "chmod"];
 
 /// A folder on a file system that reports changes, if there is one.
 fn folder_on_disk() -> Option<tempfile::TempDir> {

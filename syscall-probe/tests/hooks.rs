@@ -157,7 +157,21 @@ fn fork_moves_parent_and_child() {
     act_moves_process("fork");
     let (all, mut actor) = (generations(), Actor::start());
     let child = actor.number("fork-and-wait") as u32;
-    moves(|| all.process(child).value, || actor.kill()); // the child's end
+    moves(
+        || all.process(child).value,
+        || {
+            actor.kill(); // and the child with it
+            while lives(child) {
+                std::thread::yield_now();
+            }
+        },
+    );
+}
+
+/// Neither gone nor a zombie.
+fn lives(tgid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tgid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 #[test]

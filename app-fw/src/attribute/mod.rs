@@ -48,6 +48,10 @@ pub struct Holder {
 }
 
 impl Holder {
+    fn is_unmoved(&self, generations: &Generations) -> bool {
+        generations.process(self.process.tgid) == Generation { value: self.generation, settled: true }
+    }
+
     /// Whether the process has done nothing since but end, if that.
     fn ended_at_most(&self, generations: &Generations) -> bool {
         let now = generations.process(self.process.tgid);
@@ -123,10 +127,11 @@ impl Owners {
         if generations.port(stamp.local_port) != stamp.port {
             return Err(Staleness::Port);
         }
-        let unmoved = |holder: &Holder| {
-            generations.process(holder.process.tgid) == Generation { value: holder.generation, settled: true }
-        };
-        if self.holders.iter().all(unmoved) { Ok(()) } else { Err(Staleness::Process) }
+        if self.holders.iter().all(|holder| holder.is_unmoved(generations)) {
+            Ok(())
+        } else {
+            Err(Staleness::Process)
+        }
     }
 
     /// Whether they still are the last holders of a socket that has been closed since: no holder did anything but end.
@@ -137,35 +142,83 @@ impl Owners {
     }
 }
 
-/// Owners of a flow that a few microseconds can tell: its TCP socket was made by a process which has since neither
-/// shared, passed on nor inherited anything, so that nobody else can hold it. `None`: a search is needed.
+/// What [`quick`] and [`Search`] ask the kernel by.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Who made which socket.
+    pub sockets: &'a SocketTable,
+    /// The generations.
+    pub generations: &'a Generations,
+}
+
+/// Owners of a flow that a few microseconds can tell: those of a TCP socket which only the process that made it can hold,
+/// or which is closed and goes on sending. `None`: a search is needed.
 pub fn quick(
     endpoint: &Endpoint,
     diag: &mut Diag,
-    sockets: &SocketTable,
-    generations: &Generations,
+    means: Means<'_>,
     census: &Census,
+    previous: Option<&Owners>,
 ) -> Option<Owners> {
-    if endpoint.protocol != Protocol::TCP || (endpoint.outgoing && !census.is_clear(generations)) {
+    if endpoint.protocol != Protocol::TCP || (endpoint.outgoing && !census.is_clear(means.generations)) {
         return None;
     }
-    let stamp = Stamp::read(generations, endpoint)?;
-    let found = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device).ok()??;
-    if found.inode == 0 || matches!(found.state, state::LISTEN | state::SYN_RECV | state::TIME_WAIT) {
-        return None;
+    let stamp = Stamp::read(means.generations, endpoint)?;
+    let Some(found) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device).ok()? else {
+        return (!endpoint.from_process).then(|| without_socket(means.generations, previous));
+    };
+    match found.state {
+        state::LISTEN | state::SYN_RECV => None,
+        // Nobody can get hold of it any more; as long as it is there, the answer holds.
+        _ if found.inode == 0 => {
+            let last = means.last_holders(found.cookie, previous)?;
+            let alive = last.holders.iter().all(|holder| holder.is_unmoved(means.generations));
+            Some(Owners { stamp: Some(stamp).filter(|_| alive), ..last })
+        }
+        _ => {
+            let holder = means.sole_maker(found.cookie, stamp.wide)?;
+            Some(Owners { holders: vec![holder], undetermined: None, cookies: vec![found.cookie], stamp: Some(stamp) })
+        }
     }
-    let holder = sole_maker(found.cookie, sockets, generations, stamp.wide)?;
-    Some(Owners { holders: vec![holder], undetermined: None, cookies: vec![found.cookie], stamp: Some(stamp) })
 }
 
-/// The process that made a socket, if nobody else can hold it.
-fn sole_maker(cookie: u64, sockets: &SocketTable, generations: &Generations, wide: u64) -> Option<Holder> {
-    let creator = sockets.creator(cookie).ok()??;
-    let now = generations.process(creator.tgid);
-    let alone = now.settled
-        && now.value == creator.process_generation
-        && wide == creator.wide_generation
-        && !creator.shared_table
-        && !creator.raw;
-    alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value })
+/// Owners of a packet that no process sent and whose socket is not there: those of the socket that was, or nobody.
+fn without_socket(generations: &Generations, previous: Option<&Owners>) -> Owners {
+    match previous {
+        Some(previous) if previous.were_last(generations) => Owners { stamp: None, ..previous.clone() },
+        _ => Owners::unowned(),
+    }
+}
+
+impl Means<'_> {
+    /// The process that made a socket, if nobody else can hold it.
+    fn sole_maker(&self, cookie: u64, wide: u64) -> Option<Holder> {
+        let creator = self.sockets.creator(cookie).ok()??;
+        let now = self.generations.process(creator.tgid);
+        let alone = now.settled
+            && now.value == creator.process_generation
+            && wide == creator.wide_generation
+            && !creator.shared_table
+            && !creator.raw;
+        alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value })
+    }
+
+    /// Those who held a socket last that no file holds any more: the holders of an earlier answer, or its maker, if they
+    /// did nothing since but end.
+    fn last_holders(&self, cookie: u64, previous: Option<&Owners>) -> Option<Owners> {
+        if let Some(previous) = previous
+            && previous.cookies.contains(&cookie)
+            && previous.were_last(self.generations)
+        {
+            return Some(Owners { stamp: None, ..previous.clone() });
+        }
+        let maker = self.sockets.creator(cookie).ok()??;
+        let process = Process::new(maker.tgid, maker.start);
+        let made = Holder { process, generation: maker.process_generation };
+        let alone = made.ended_at_most(self.generations)
+            && self.generations.wide() == maker.wide_generation
+            && !maker.shared_table
+            && !maker.raw;
+        alone.then(|| Owners { holders: vec![made], cookies: vec![cookie], ..Owners::default() })
+    }
 }

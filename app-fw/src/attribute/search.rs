@@ -9,7 +9,7 @@ use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
 
 use super::census::{Census, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
-use super::{Endpoint, Holder, Owners, Stamp, descriptors, sole_maker};
+use super::{Endpoint, Holder, Means, Owners, Stamp, descriptors, without_socket};
 use crate::image::Process;
 use crate::namespaces::{Namespace, NamespaceId};
 
@@ -111,8 +111,8 @@ impl Search {
         if socket.inode != 0 && !matches!(socket.state, state::LISTEN | state::SYN_RECV) {
             return self.holders(endpoint, &[socket], previous);
         }
-        if let Some(found) = self.last_holders(socket.cookie, previous) {
-            return Ok(found);
+        if let Some(last) = self.means().and_then(|means| means.last_holders(socket.cookie, previous)) {
+            return Ok(Found::last(&last));
         }
         if socket.state == state::TIME_WAIT {
             return Ok(Found::nobody());
@@ -183,30 +183,8 @@ impl Search {
         if endpoint.from_process {
             return Found::undetermined(Cause::SocketGone);
         }
-        match (previous, &self.generations) {
-            (Some(previous), Some(generations)) if previous.were_last(generations) => Found::last(previous),
-            _ => Found::nobody(),
-        }
-    }
-
-    /// Those who held a socket last that no file holds any more.
-    fn last_holders(&self, cookie: u64, previous: Option<&Owners>) -> Option<Found> {
-        let generations = self.generations.as_ref()?;
-        if let Some(previous) = previous
-            && previous.cookies.contains(&cookie)
-            && previous.were_last(generations)
-        {
-            return Some(Found::last(previous));
-        }
-        // Its maker, if that did nothing since but end: nobody else ever had it.
-        let maker = self.sockets.as_ref()?.creator(cookie).ok()??;
-        let process = Process::new(maker.tgid, maker.start);
-        let made = Holder { process, generation: maker.process_generation };
-        let alone = made.ended_at_most(generations)
-            && generations.wide() == maker.wide_generation
-            && !maker.shared_table
-            && !maker.raw;
-        alone.then(|| Found { holders: vec![made], cookies: vec![cookie], fleeting: true, undetermined: None })
+        let Some(generations) = &self.generations else { return Found::nobody() };
+        Found::last(&without_socket(generations, previous))
     }
 
     /// All holders of all of `sockets`, and of the raw sockets that might have made the packet.
@@ -245,17 +223,21 @@ impl Search {
     /// The holders of a socket without looking at every process: by its maker's record, or because the references of its
     /// open file are all accounted for by the processes that come to mind.
     fn proven(&self, socket: &Socket, previous: Option<&Owners>) -> Option<Vec<Holder>> {
-        let (generations, sockets) = (self.generations.as_ref()?, self.sockets.as_ref()?);
-        if let Some(holder) = sole_maker(socket.cookie, sockets, generations, generations.wide()) {
+        let means = self.means()?;
+        if let Some(holder) = means.sole_maker(socket.cookie, means.generations.wide()) {
             return Some(vec![holder]);
         }
-        let maker = sockets.creator(socket.cookie).ok().flatten();
+        let maker = means.sockets.creator(socket.cookie).ok().flatten();
         let mut likely: Vec<Process> = maker.map(|maker| Process::new(maker.tgid, maker.start)).into_iter().collect();
         likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
         likely.sort_unstable();
         likely.dedup();
         let accounted = self.accounted(socket.inode, &likely)?;
         accounted.complete.then_some(accounted.holders)
+    }
+
+    fn means(&self) -> Option<Means<'_>> {
+        Some(Means { sockets: self.sockets.as_ref()?, generations: self.generations.as_ref()? })
     }
 
     /// Those of `processes` that hold the socket. `None`: nobody, or that cannot be told here.

@@ -400,11 +400,6 @@ fn change_file(how: &str, path: &str) -> Result<()> {
         "truncate" => file.set_len(100)?,
         "utimes" => file.set_modified(std::time::SystemTime::now())?,
         "chmod" => file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))?,
-        "rename-over" => {
-            let other = format!("{path}.new");
-            std::fs::write(&other, b"another file")?;
-            std::fs::rename(&other, path)?;
-        }
         "mmap-store" => {
             let length = PAGE;
             let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
