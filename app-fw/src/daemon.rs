@@ -19,7 +19,7 @@ use crate::args::{Args, SigType};
 use crate::attribute::census::Census;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Server};
-use crate::image::{Digests, ObjectKey, Process, Retention};
+use crate::image::{Digests, Process, Retention};
 use crate::investigate::{Investigators, Means};
 use crate::journal::{Journal, Policy};
 use crate::matcher::{Defaults, Ruleset};
@@ -28,7 +28,7 @@ use crate::office::{Office, Post, ProbeReport, compile};
 use crate::pipeline::{Pipeline, Surroundings};
 use crate::queue::{self, Queue, QueueError};
 use crate::signature::{SecretError, Signatures, Uses};
-use crate::store::{Store, StoreError};
+use crate::store::{ObjectKey, Store, StoreError};
 use crate::sys::readiness::watch;
 use crate::worker::{Counters, Parts, Settings, Worker};
 
@@ -92,6 +92,7 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(DaemonError::NotRoot);
     }
+    crate::sys::files::ignore_lease_signals();
     args.without_effect().iter().for_each(|note| tracing::info!("{note}"));
     let store = Store::open(&args.db)?;
     let signatures = signatures(args)?;

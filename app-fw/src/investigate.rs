@@ -4,8 +4,9 @@
 //! Searchers never hash. An image that needs a digest goes on to a hasher, so that a program of 200 MB delays nobody but
 //! itself.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use arc_swap::ArcSwap;
@@ -152,8 +153,7 @@ impl Investigators {
     pub fn start(means: &Means, probe: Option<&Probe>) -> std::io::Result<Investigators> {
         let (jobs, queue) = unbounded::<Job>();
         let (ahead, upcoming) = bounded::<Process>(AHEAD);
-        let (to_hash, hash_queue) = unbounded::<Job>();
-        let hashers = thread::available_parallelism().map_or(2, usize::from).max(2);
+        let hashers = Hashers::new(means.clone());
         for number in 0..SEARCHERS {
             let search = Search::new(
                 means.generations.clone(),
@@ -164,14 +164,9 @@ impl Investigators {
             if number == 0 && means.generations.is_some() {
                 search.count_raw_sockets()?;
             }
-            let (means, queue, to_hash) = (means.clone(), queue.clone(), to_hash.clone());
-            thread::Builder::new()
-                .name(format!("search-{number}"))
-                .spawn(move || means.search(search, &queue, &to_hash))?;
-        }
-        for number in 0..hashers {
-            let (means, queue) = (means.clone(), hash_queue.clone());
-            thread::Builder::new().name(format!("hash-{number}")).spawn(move || means.hash(&queue))?;
+            let (means, queue, hashers) = (means.clone(), queue.clone(), hashers.clone());
+            let search = move || means.search(search, &queue, &hashers);
+            thread::Builder::new().name(format!("search-{number}")).spawn(search)?;
         }
         let means = means.clone();
         thread::Builder::new().name("hash-ahead".into()).spawn(move || means.hash_ahead(&upcoming))?;
@@ -192,13 +187,83 @@ impl Investigators {
     }
 }
 
+/// Threads that hash. Each image has its own while there are not too many, so that the machine's scheduler shares the
+/// CPUs between a large program and a small one, and a file that cannot be read to its end holds up nobody else.
+struct Hashers {
+    means: Means,
+    crowd: Mutex<Crowd>,
+}
+
+#[derive(Default)]
+struct Crowd {
+    working: usize,
+    waiting: VecDeque<Job>,
+}
+
+const MAX_HASHERS: usize = 64;
+
+impl Hashers {
+    fn new(means: Means) -> Arc<Hashers> {
+        Arc::new(Hashers { means, crowd: Mutex::new(Crowd::default()) })
+    }
+
+    fn crowd(&self) -> MutexGuard<'_, Crowd> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Hashers>, job: Job) {
+        let mut crowd = self.crowd();
+        if crowd.working >= MAX_HASHERS {
+            return crowd.waiting.push_back(job);
+        }
+        crowd.working += 1;
+        drop(crowd);
+        let hashers = self.clone();
+        let (mailbox, key) = (job.mailbox.clone(), job.question.key());
+        if let Err(error) = thread::Builder::new().name("hash".into()).spawn(move || hashers.work(job)) {
+            tracing::error!("no thread to hash with: {error}");
+            self.crowd().working -= 1;
+            let found = Found::Image(Err(Cause::Overload));
+            mailbox.deliver(Finding { key, began: self.means.clock.now(), found });
+        }
+    }
+
+    fn work(&self, mut job: Job) {
+        let _vital = Vital;
+        loop {
+            self.means.hash(job);
+            let mut crowd = self.crowd();
+            match crowd.waiting.pop_front() {
+                Some(next) => job = next,
+                None => {
+                    crowd.working -= 1;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A thread that ends in the middle of a question would leave packets waiting for ever: rather the whole daemon ends, and
+/// what then happens to packets is what the administrator chose with --queue-bypass.
+struct Vital;
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 impl Means {
     fn reader(&self) -> Reader<'_> {
         let exact = |generations: &&Generations| generations.exact().processes && generations.exact().files;
         Reader { digests: &self.digests, generations: self.generations.as_ref().filter(exact) }
     }
 
-    fn search(&self, mut search: Search, queue: &Receiver<Job>, to_hash: &Sender<Job>) {
+    fn search(&self, mut search: Search, queue: &Receiver<Job>, hashers: &Arc<Hashers>) {
+        let _vital = Vital;
         for job in queue {
             let began = self.clock.now();
             let found = match &job.question {
@@ -209,7 +274,7 @@ impl Means {
                     Ok(image) => Found::Image(Ok(Arc::new(image))),
                     Err(NoImage::Because(cause)) => Found::Image(Err(cause)),
                     Err(NoImage::NeedsHashing) => {
-                        let _ = to_hash.send(job);
+                        hashers.take(job);
                         continue;
                     }
                 },
@@ -226,17 +291,15 @@ impl Means {
         })
     }
 
-    fn hash(&self, queue: &Receiver<Job>) {
-        for job in queue {
-            let Question::Image(process) = job.question else { continue };
-            let began = self.clock.now();
-            let found = match self.reader().read(process, Hashing::Allowed) {
-                Ok(image) => Ok(Arc::new(image)),
-                Err(NoImage::Because(cause)) => Err(cause),
-                Err(NoImage::NeedsHashing) => Err(Cause::ObjectUnreadable),
-            };
-            job.mailbox.deliver(Finding { key: job.question.key(), began, found: Found::Image(found) });
-        }
+    fn hash(&self, job: Job) {
+        let Question::Image(process) = job.question else { return };
+        let began = self.clock.now();
+        let found = match self.reader().read(process, Hashing::Allowed) {
+            Ok(image) => Ok(Arc::new(image)),
+            Err(NoImage::Because(cause)) => Err(cause),
+            Err(NoImage::NeedsHashing) => Err(Cause::ObjectUnreadable),
+        };
+        job.mailbox.deliver(Finding { key: job.question.key(), began, found: Found::Image(found) });
     }
 
     fn hash_ahead(&self, upcoming: &Receiver<Process>) {

@@ -1,7 +1,7 @@
 //! From bytes to a flow.
 //!
 //! The kernel hands over the first bytes of a packet, starting at its IP header. Everything in them is hostile. Every
-//! header is read through [`Bytes`], the one length gate; a packet either yields a [`Packet`] or says which check failed.
+//! header is read through `Bytes`, the one length gate; a packet either yields a [`Packet`] or says which check failed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

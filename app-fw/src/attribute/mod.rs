@@ -127,11 +127,7 @@ impl Owners {
         if generations.port(stamp.local_port) != stamp.port {
             return Err(Staleness::Port);
         }
-        if self.holders.iter().all(|holder| holder.is_unmoved(generations)) {
-            Ok(())
-        } else {
-            Err(Staleness::Process)
-        }
+        if self.holders.iter().all(|holder| holder.is_unmoved(generations)) { Ok(()) } else { Err(Staleness::Process) }
     }
 
     /// Whether they still are the last holders of a socket that has been closed since: no holder did anything but end.

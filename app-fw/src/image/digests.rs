@@ -7,26 +7,58 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::stat::{FileStat, fstat};
 use sha2::{Digest as _, Sha256};
 use shared::{Cause, Digest};
 
-pub use crate::store::ObjectKey;
+use crate::store::ObjectKey;
+use crate::sys::files::{FileFacts, facts, has_writers};
 
-/// The key of the file that `stat` describes.
-pub fn key_of(stat: &FileStat) -> ObjectKey {
-    let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-    ObjectKey {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-        size: stat.st_size as u64,
-        mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
-        ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+/// Names the content of a file, as long as the kernel stamps every change.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileKey {
+    /// What is stored of it.
+    pub object: ObjectKey,
+    /// For files on devices without a disk, the mount: their device numbers are given again, perhaps to a file system
+    /// that says of its files what it likes. 0 for files on disks.
+    pub mount: u64,
+}
+
+impl From<ObjectKey> for FileKey {
+    fn from(object: ObjectKey) -> FileKey {
+        FileKey { object, mount: 0 }
     }
+}
+
+impl FileKey {
+    /// The key of a file.
+    pub fn new(facts: &FileFacts) -> FileKey {
+        let FileFacts { dev, ino, size, mtime_ns, ctime_ns, mount, .. } = *facts;
+        let object = ObjectKey { dev, ino, size, mtime_ns, ctime_ns };
+        FileKey { object, mount: if is_disk(dev) { 0 } else { mount } }
+    }
+
+    /// Whether its number outlasts a restart of the machine.
+    fn lasts(&self) -> bool {
+        is_disk(self.object.dev)
+    }
+}
+
+fn is_disk(dev: u64) -> bool {
+    nix::sys::stat::major(dev) != 0
+}
+
+/// A digest, and how long it is true.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hashed {
+    /// The digest.
+    pub digest: Digest,
+    /// Its key says when it changes. Else it was true just now: somebody has the file open for writing, or the file
+    /// system is not of this kernel's making.
+    pub lasting: bool,
 }
 
 /// Longer than the coarse clock of any kernel stands still (100 Hz: 10 ms).
@@ -37,8 +69,8 @@ const CHUNK: usize = 256 * 1024;
 
 /// All digests known. Shared by the threads that look for images; never touched on the packet path.
 pub struct Digests {
-    known: RwLock<HashMap<ObjectKey, Digest>>,
-    hashing: Mutex<HashSet<ObjectKey>>,
+    known: RwLock<HashMap<FileKey, Digest>>,
+    hashing: Mutex<HashSet<FileKey>>,
     hashed: Condvar,
     fresh: crossbeam_channel::Sender<(ObjectKey, Digest)>,
 }
@@ -54,7 +86,7 @@ impl Digests {
         fresh: crossbeam_channel::Sender<(ObjectKey, Digest)>,
     ) -> Digests {
         Digests {
-            known: RwLock::new(known.into_iter().collect()),
+            known: RwLock::new(known.into_iter().map(|(key, digest)| (key.into(), digest)).collect()),
             hashing: Mutex::new(HashSet::new()),
             hashed: Condvar::new(),
             fresh,
@@ -72,7 +104,7 @@ impl Digests {
     }
 
     /// The digest if it is known.
-    pub fn get(&self, key: &ObjectKey) -> Option<Digest> {
+    pub fn get(&self, key: &FileKey) -> Option<Digest> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }
 
@@ -81,18 +113,18 @@ impl Digests {
     ///
     /// # Errors
     /// The file cannot be read, is no longer the one `key` describes, or changes all the time.
-    pub fn hash(&self, key: &ObjectKey, file: &OwnedFd) -> Result<Digest, Cause> {
+    pub fn hash(&self, key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
         let mut hashing = self.hashing();
         while hashing.contains(key) {
             hashing = self.hashed.wait(hashing).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(digest) = self.get(key) {
-            return Ok(digest);
+            return Ok(Hashed { digest, lasting: true });
         }
         hashing.insert(*key);
         drop(hashing);
         let result = hash_file(key, file);
-        if let Ok(digest) = result {
+        if let Ok(Hashed { digest, lasting: true }) = result {
             self.remember(*key, digest);
         }
         self.hashing().remove(key);
@@ -100,19 +132,11 @@ impl Digests {
         result
     }
 
-    /// The digest of a file whose changes nobody tells of: hashed each time, never remembered.
-    ///
-    /// # Errors
-    /// As [`Digests::hash`].
-    pub fn hash_anew(&self, key: &ObjectKey, file: &OwnedFd) -> Result<Digest, Cause> {
-        hash_file(key, file)
-    }
-
-    fn hashing(&self) -> MutexGuard<'_, HashSet<ObjectKey>> {
+    fn hashing(&self) -> MutexGuard<'_, HashSet<FileKey>> {
         self.hashing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, key: ObjectKey, digest: Digest) {
+    fn remember(&self, key: FileKey, digest: Digest) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
@@ -121,8 +145,8 @@ impl Digests {
         drop(known);
         // Numbers of devices without a disk are given again after a restart, to another file system perhaps. A full
         // channel: the digest is made again after a restart.
-        if nix::sys::stat::major(key.dev) != 0 {
-            let _ = self.fresh.try_send((key, digest));
+        if key.lasts() {
+            let _ = self.fresh.try_send((key.object, digest));
         }
     }
 }
@@ -140,29 +164,37 @@ const FOREIGN: [i64; 8] = [
     0x7375_7245, // Coda
 ];
 
-/// Whether the file lies on a file system whose files change without this kernel's doing.
-pub fn is_foreign(key: &ObjectKey, file: &OwnedFd) -> bool {
+/// Whether the file lies on a file system whose files change without this kernel's doing. May ask that file system, and
+/// so take for ever.
+fn is_foreign(key: &FileKey, file: &File) -> bool {
     // All of these have device numbers without a disk.
-    nix::sys::stat::major(key.dev) == 0
+    !is_disk(key.object.dev)
         && nix::sys::statfs::fstatfs(file).is_ok_and(|system| FOREIGN.contains(&system.filesystem_type().0))
 }
 
-fn hash_file(key: &ObjectKey, file: &OwnedFd) -> Result<Digest, Cause> {
+fn hash_file(key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
+    let unreadable = |_| Cause::ObjectUnreadable;
     // Opened anew: `file` may be a mere place.
-    let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Cause::ObjectUnreadable)?;
+    let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unreadable)?;
     wait_until_settled(key);
-    let digest = hash_reader(&mut reader).map_err(|_| Cause::ObjectUnreadable)?;
+    // A write stamps the file before its data are there, and a mapping stores whenever it likes: a digest lasts only if
+    // nobody could write from the first byte read to the last. Who opened and closed in between left a new time.
+    let mut lasting = !is_foreign(key, &reader) && !written(&reader);
+    let digest = hash_reader(&mut reader).map_err(unreadable)?;
+    lasting &= !written(&reader);
     // Whatever changed is another object; the caller looks again.
-    match fstat(&reader) {
-        Ok(stat) if key_of(&stat) == *key => Ok(digest),
-        Ok(_) => Err(Cause::ObjectChanging),
-        Err(_) => Err(Cause::ObjectUnreadable),
-    }
+    let now = facts(&reader).map_err(unreadable)?;
+    if FileKey::new(&now) == *key { Ok(Hashed { digest, lasting }) } else { Err(Cause::ObjectChanging) }
+}
+
+/// File systems that do not tell are believed: their files are stamped like all others.
+fn written(reader: &File) -> bool {
+    has_writers(reader.as_fd()).unwrap_or(false)
 }
 
 /// Waits until a change made now would show a later time than the last one did.
-fn wait_until_settled(key: &ObjectKey) {
-    let changed = key.ctime_ns.max(0) as u64;
+fn wait_until_settled(key: &FileKey) {
+    let changed = key.object.ctime_ns.max(0) as u64;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let settled = changed.saturating_add(SETTLING.as_nanos() as u64);
     // A time in the future says nothing about the clock; such a file is not waited for.
@@ -190,45 +222,69 @@ fn hash_reader(reader: &mut File) -> io::Result<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
     use std::io::Write;
+    use std::path::Path;
     use std::sync::Arc;
 
     fn digests() -> (Digests, crossbeam_channel::Receiver<(ObjectKey, Digest)>) {
+        crate::sys::files::ignore_lease_signals();
         let (fresh, kept) = crossbeam_channel::bounded(8);
         (Digests::new([], fresh), kept)
     }
 
-    fn look(file: &File) -> (ObjectKey, OwnedFd) {
-        (key_of(&fstat(file).unwrap()), file.try_clone().unwrap().into())
+    fn look(path: &Path) -> (FileKey, OwnedFd) {
+        let file = File::open(path).unwrap();
+        (FileKey::new(&facts(&file).unwrap()), file.into())
+    }
+
+    fn lasting(content: &[u8]) -> Result<Hashed, Cause> {
+        Ok(Hashed { digest: Digest::of(content), lasting: true })
     }
 
     #[test]
     fn a_file_is_hashed_once_and_again_when_it_changed() {
         let (digests, kept) = digests();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"abc").unwrap();
-        let (key, fd) = look(&file);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"abc").unwrap();
+        let (key, fd) = look(&path);
         assert_eq!(digests.get(&key), None);
-        assert_eq!(digests.hash(&key, &fd), Ok(Digest::of(b"abc")));
+        assert_eq!(digests.hash(&key, &fd), lasting(b"abc"));
         assert_eq!(digests.get(&key), Some(Digest::of(b"abc")));
-        if nix::sys::stat::major(key.dev) != 0 {
-            assert_eq!(kept.try_recv(), Ok((key, Digest::of(b"abc"))));
-        }
-        file.write_all(b"d").unwrap();
+        assert_eq!(kept.len(), usize::from(key.lasts()));
+        std::fs::write(&path, b"abd").unwrap();
         assert_eq!(hash_file(&key, &fd), Err(Cause::ObjectChanging));
-        let (changed, fd) = look(&file);
+        let (changed, fd) = look(&path);
         assert_ne!(changed, key);
-        assert_eq!(digests.hash(&changed, &fd), Ok(Digest::of(b"abcd")));
+        assert_eq!(digests.hash(&changed, &fd), lasting(b"abd"));
         assert_eq!(digests.len(), 2);
     }
 
     #[test]
+    fn what_somebody_may_write_to_is_not_remembered() {
+        let (digests, _kept) = digests();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"abc").unwrap();
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        let (key, fd) = look(&path);
+        let fleeting = Hashed { digest: Digest::of(b"abc"), lasting: false };
+        assert_eq!(digests.hash(&key, &fd), Ok(fleeting));
+        assert_eq!(digests.get(&key), None);
+        drop(writer);
+        assert_eq!(digests.hash(&key, &fd), lasting(b"abc"));
+        assert_eq!(digests.len(), 1);
+    }
+
+    #[test]
     fn many_threads_want_the_same_file() {
-        let (digests, kept) = digests();
+        let (digests, _kept) = digests();
         let digests = Arc::new(digests);
-        let mut file = tempfile::tempfile().unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&vec![7; 3 << 20]).unwrap();
-        let (key, fd) = look(&file);
+        let path = file.into_temp_path();
+        let (key, fd) = look(&path);
         let fd = Arc::new(fd);
         let threads: Vec<_> = (0..8)
             .map(|_| {
@@ -237,16 +293,15 @@ mod tests {
             })
             .collect();
         for thread in threads {
-            assert_eq!(thread.join().unwrap(), Ok(Digest::of(&vec![7; 3 << 20])));
+            assert_eq!(thread.join().unwrap(), lasting(&vec![7; 3 << 20]));
         }
-        assert_eq!(kept.len(), usize::from(nix::sys::stat::major(key.dev) != 0));
         assert_eq!(digests.len(), 1);
     }
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
         let (digests, _kept) = digests();
-        let (key, fd) = look(&File::open("/").unwrap());
+        let (key, fd) = look(Path::new("/"));
         assert_eq!(digests.hash(&key, &fd), Err(Cause::ObjectUnreadable));
     }
 }

@@ -12,20 +12,20 @@ pub mod process;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::stat::{SFlag, mode_t};
 use shared::{Cause, Digest};
 use syscall_probe::{FileWatch, Generation, Generations};
 
-pub use digests::{Digests, ObjectKey};
+pub use digests::{Digests, FileKey, Hashed};
 pub use process::{ProcDir, Process, TICK};
 
+use crate::sys::files::FileFacts;
 use maps::{Executable, Mapping};
 
 /// One object of an image.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Object {
     /// The mapped file.
-    pub key: ObjectKey,
+    pub key: FileKey,
     /// Its digest, or why it is not known.
     pub digest: Result<Digest, Cause>,
     /// The path under which it is mapped; for people and for ordering.
@@ -146,7 +146,7 @@ impl Reader<'_> {
     fn objects(&self, dir: &ProcDir, executable: &Executable, hashing: Hashing) -> Result<Option<Found>, NoImage> {
         let epoch = self.generations.map_or(0, Generations::file_epoch);
         let objects = Vec::with_capacity(executable.files.len());
-        let mut found = Found { objects, foreign: false, files: Vec::new(), epoch, program: None };
+        let mut found = Found { objects, lasting: true, files: Vec::new(), epoch, program: None };
         for mapping in &executable.files {
             let Some(seen) = self.mapped(dir, mapping, hashing)? else { return Ok(None) };
             found.add(seen);
@@ -173,33 +173,39 @@ impl Reader<'_> {
         path: Vec<u8>,
         hashing: Hashing,
     ) -> Result<Option<Seen>, NoImage> {
-        let Ok((mut file, mut stat)) = dir.look(name) else { return Ok(None) };
+        let Ok((mut file, mut facts)) = dir.look(name) else { return Ok(None) };
         let mut watch = None;
         if let Some(generations) = self.generations {
             // Watched before the look that counts, so that no change falls between.
-            let inode = if inode == 0 { stat.st_ino } else { inode };
+            let inode = if inode == 0 { facts.ino } else { inode };
             let slot = generations.watch_file(inode);
             watch = Some((slot, generations.file(slot)));
             match dir.look(name) {
-                Ok(again) => (file, stat) = again,
+                Ok(again) => (file, facts) = again,
                 Err(_) => return Ok(None),
             }
         }
-        let key = digests::key_of(&stat);
-        let foreign = digests::is_foreign(&key, &file);
-        let digest = match (is_regular(stat.st_mode), foreign) {
-            (true, false) => self.digest(&key, &file, hashing)?,
-            (true, true) if hashing == Hashing::Never => return Err(NoImage::NeedsHashing),
-            (true, true) => self.digests.hash_anew(&key, &file),
-            // A device may be mapped executable; reading it would mean something else.
-            (false, _) => Err(Cause::ObjectUnreadable),
+        let key = FileKey::new(&facts);
+        let (digest, lasting) = match self.digest(&key, &facts, &file, hashing)? {
+            Ok(hashed) => (Ok(hashed.digest), hashed.lasting),
+            Err(cause) => (Err(cause), true),
         };
-        Ok(Some(Seen { object: Object { key, digest, path }, watch, foreign }))
+        Ok(Some(Seen { object: Object { key, digest, path }, watch, lasting }))
     }
 
-    fn digest(&self, key: &ObjectKey, file: &OwnedFd, hashing: Hashing) -> Result<Result<Digest, Cause>, NoImage> {
+    fn digest(
+        &self,
+        key: &FileKey,
+        facts: &FileFacts,
+        file: &OwnedFd,
+        hashing: Hashing,
+    ) -> Result<Result<Hashed, Cause>, NoImage> {
+        if !facts.regular {
+            // A device may be mapped executable; reading it would mean something else.
+            return Ok(Err(Cause::ObjectUnreadable));
+        }
         match (self.digests.get(key), hashing) {
-            (Some(digest), _) => Ok(Ok(digest)),
+            (Some(digest), _) => Ok(Ok(Hashed { digest, lasting: true })),
             (None, Hashing::Never) => Err(NoImage::NeedsHashing),
             (None, Hashing::Allowed) => Ok(self.digests.hash(key, file)),
         }
@@ -210,17 +216,17 @@ impl Reader<'_> {
 struct Seen {
     object: Object,
     watch: Option<(FileWatch, u32)>,
-    /// See [`digests::is_foreign`].
-    foreign: bool,
+    /// See [`Hashed::lasting`].
+    lasting: bool,
 }
 
 struct Found {
     objects: Vec<Object>,
-    /// Some object may change without any generation moving.
-    foreign: bool,
+    /// No object can change without a generation moving.
+    lasting: bool,
     files: Vec<(FileWatch, u32)>,
     epoch: u64,
-    program: Option<ObjectKey>,
+    program: Option<FileKey>,
 }
 
 impl Found {
@@ -229,13 +235,9 @@ impl Found {
         if !self.objects.iter().any(|known| known.key == seen.object.key) {
             self.objects.push(seen.object);
             self.files.extend(seen.watch);
-            self.foreign |= seen.foreign;
+            self.lasting &= seen.lasting;
         }
     }
-}
-
-fn is_regular(mode: mode_t) -> bool {
-    SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG
 }
 
 fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
@@ -254,7 +256,7 @@ fn finish(process: Process, dir: &ProcDir, found: Found, generation: Option<Gene
     let program = found.objects.iter().find(|object| Some(object.key) == found.program);
     let program_digest = program.and_then(|object| object.digest.ok());
     let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-    let stamp = generation.filter(|_| !found.foreign).map(|generation| Stamp {
+    let stamp = generation.filter(|_| found.lasting).map(|generation| Stamp {
         process: generation.value,
         files: found.files,
         epoch: AtomicU64::new(found.epoch),
@@ -335,6 +337,7 @@ impl Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ObjectKey;
 
     fn digests() -> Digests {
         Digests::new([], crossbeam_channel::bounded(1).0)
@@ -366,7 +369,7 @@ mod tests {
     #[test]
     fn retained_objects_stay_until_the_program_changes() {
         let object = |n: u8| Object {
-            key: ObjectKey { dev: 1, ino: u64::from(n), size: 1, mtime_ns: 1, ctime_ns: 1 },
+            key: ObjectKey { dev: 1, ino: u64::from(n), size: 1, mtime_ns: 1, ctime_ns: 1 }.into(),
             digest: Ok(Digest([n; 32])),
             path: vec![n],
         };

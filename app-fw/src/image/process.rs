@@ -4,8 +4,10 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::Mode;
 use shared::Cause;
+
+use crate::sys::files::{FileFacts, facts};
 
 /// (tgid, start time): names a process for good, which a bare pid does not.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -80,10 +82,10 @@ impl ProcDir {
     ///
     /// # Errors
     /// What open(2) says.
-    pub fn look(&self, name: &str) -> io::Result<(OwnedFd, FileStat)> {
+    pub fn look(&self, name: &str) -> io::Result<(OwnedFd, FileFacts)> {
         let fd = openat(&self.dir, name, LOOK, Mode::empty())?;
-        let stat = fstat(&fd)?;
-        Ok((fd, stat))
+        let facts = facts(&fd)?;
+        Ok((fd, facts))
     }
 
     /// A link's text; for people.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod datagrams;
+pub mod files;
 pub mod netns;
 pub mod readiness;
 pub mod socket;
