@@ -13,7 +13,7 @@ use syscall_probe::{Generations, SocketTable};
 
 use crate::attribute::census::Census;
 use crate::attribute::diag::{Diag, Tuple};
-use crate::attribute::{Endpoint, Holder, Means, Owners, Staleness, quick};
+use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Staleness, quick};
 use crate::image::{Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
 use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, Ruleset, judge};
@@ -34,8 +34,8 @@ pub struct Arrived {
     pub length: u32,
     /// When it was read from the queue, by the daemon's clock.
     pub at: u64,
-    /// A process held its socket when it was queued.
-    pub from_process: bool,
+    /// Opener of its socket, if a process held that when the packet was queued.
+    pub uid: Option<u32>,
     /// Where its socket lives.
     pub place: Place,
 }
@@ -68,7 +68,7 @@ impl Arrived {
             packet: crate::packet::parse(queued.payload, queued.length),
             length: queued.length,
             at,
-            from_process: queued.uid.is_some(),
+            uid: queued.uid,
             place,
         }
     }
@@ -631,7 +631,11 @@ fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: Namespa
         protocol: flow.protocol,
         tuple: Tuple { local, local_port, remote, remote_port },
         device,
-        outgoing,
-        from_process: arrived.from_process && outgoing,
+        origin: match (outgoing, arrived.place, arrived.uid) {
+            (false, _, _) => Origin::Elsewhere,
+            (true, Place::Behind(_), _) => Origin::Unknown,
+            (true, Place::Here(_), Some(uid)) => Origin::Process { uid },
+            (true, Place::Here(_), None) => Origin::Kernel,
+        },
     })
 }

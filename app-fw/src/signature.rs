@@ -127,7 +127,9 @@ impl Signatures {
     pub fn sign(&self, bytes: &[u8], length: u32, checksum_missing: bool) -> Result<Vec<u8>, Reason> {
         let packet = Signable::new(bytes, length).ok_or(Reason::SignatureNoRoom)?;
         let total = SIGNED_HEADER + packet.body.len();
-        let total_field = u16::try_from(total).map_err(|_| Reason::SignatureNoRoom)?;
+        // The netlink attribute that carries it back counts its own four bytes in as many bits.
+        let total_field = u16::try_from(total).ok().filter(|total| *total <= u16::MAX - 4);
+        let total_field = total_field.ok_or(Reason::SignatureNoRoom)?;
         let payload = packet.payload().ok_or(Reason::SignatureNoRoom)?;
         let mut signed = Vec::with_capacity(total);
         signed.extend(packet.header.get(..HEADER).ok_or(Reason::SignatureNoRoom)?);

@@ -3,7 +3,7 @@
 //! Verdicts are collected until there are enough of them, the oldest is old enough, or there is nothing more to read. A
 //! packet that must wait for an answer is parked; the others go on.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use shared::control::QueueStatus;
 use shared::{Cause, Chain, Verdict};
 
 use crate::clock::Clock;
-use crate::investigate::{Finding, Investigators, Key, Mailbox};
+use crate::investigate::{Finding, Investigators, Key, Mailbox, Question};
 use crate::journal::{Draft, Reporter};
 use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Reuse, Stale};
 use crate::queue::message::messages;
@@ -40,10 +40,18 @@ pub struct Settings {
 
 /// Packets that may be parked at once, each worker. More are judged by what is known.
 const MAX_PARKED: usize = 4096;
+/// Of these, packets that wait for the same answer: one program's flood leaves room for the others.
+const MAX_PARKED_TOGETHER: usize = 512;
+/// Bytes of verdict messages that end a batch, well below what a socket sends at once.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Times a batch is tried that the kernel has no memory for.
+const SEND_ATTEMPTS: usize = 3;
 /// Netlink and attribute headers before a packet's bytes.
 const METADATA: usize = 1024;
 /// So often is the receive buffer looked after under load, in packets.
 const LOOK_AFTER: u64 = 256;
+/// So often does a worker under load look whether it is time to stop, in reads.
+const LOOK_UP: u32 = 64;
 /// Packets that are still settled after the order to stop. With the queue bound, more may come for ever.
 const LAST_PACKETS: u64 = 100_000;
 
@@ -121,8 +129,10 @@ pub struct Worker {
     tally: Tally,
     verdicts: Verdicts,
     parked: VecDeque<Parked>,
-    asked: HashSet<Key>,
+    /// Questions that are open, and how many packets wait for each.
+    asked: HashMap<Key, usize>,
     unlooked: u64,
+    busy: u32,
 }
 
 /// What a worker is made of.
@@ -173,8 +183,9 @@ impl Worker {
             counters: parts.counters,
             tally: Tally::default(),
             parked: VecDeque::new(),
-            asked: HashSet::new(),
+            asked: HashMap::new(),
             unlooked: 0,
+            busy: 0,
         })
     }
 
@@ -188,11 +199,11 @@ impl Worker {
         loop {
             let more = self.receive(&mut datagrams, Patience::Wait)?;
             self.retry_parked();
-            if more {
-                continue;
+            if !more {
+                self.flush();
             }
-            self.flush();
-            if self.rest()? {
+            // Under load there is always more to read; it is still time to stop when it is.
+            if self.rest(more)? {
                 break;
             }
         }
@@ -255,12 +266,11 @@ impl Worker {
         match self.pipeline.decide(&arrived, tell, self.patience(patience)) {
             Decision::Judged(answer) => self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now),
             Decision::Wait(question) => {
-                let waits_for = question.key();
                 let bytes = if self.signs() { queued.payload.into() } else { Box::default() };
+                let waits_for = question.key();
                 let checksum_missing = queued.checksum_missing;
-                self.parked.push_back(Parked { arrived, waits_for, bytes, checksum_missing });
                 self.tally.parked += 1;
-                self.ask(question);
+                self.park(Parked { arrived, waits_for, bytes, checksum_missing }, question);
             }
         }
     }
@@ -270,10 +280,17 @@ impl Worker {
         if self.parked.len() >= MAX_PARKED { Patience::End(Cause::Overload) } else { patience }
     }
 
-    fn ask(&mut self, question: crate::investigate::Question) {
-        if self.asked.insert(question.key()) {
+    /// Has a packet wait for an answer, unless too many wait for the same already.
+    fn park(&mut self, parked: Parked, question: Question) {
+        let waiting = self.asked.entry(parked.waits_for).or_insert(0);
+        if *waiting >= MAX_PARKED_TOGETHER {
+            return self.judge(parked, Patience::End(Cause::Overload));
+        }
+        *waiting += 1;
+        if *waiting == 1 {
             self.investigators.ask(question, &self.mailbox);
         }
+        self.parked.push_back(parked);
     }
 
     /// Takes note of what was found, and judges the packets that waited for it.
@@ -307,8 +324,7 @@ impl Worker {
             }
             Decision::Wait(question) => {
                 parked.waits_for = question.key();
-                self.ask(question);
-                self.parked.push_back(parked);
+                self.park(parked, question);
             }
         }
     }
@@ -342,7 +358,7 @@ impl Worker {
                 answer: answer.clone(),
             });
         }
-        let full = self.verdicts.len() >= self.settings.batch_count;
+        let full = self.verdicts.len() >= self.settings.batch_count || self.verdicts.bytes().len() >= BATCH_BYTES;
         if full || now.saturating_sub(self.verdicts.oldest()) >= self.settings.batch_age {
             self.flush();
         }
@@ -361,8 +377,16 @@ impl Worker {
 
     fn flush(&mut self) {
         if !self.verdicts.is_empty() {
-            if let Err(error) = self.queue.send(&self.verdicts) {
-                tracing::error!("queue {}: verdicts could not be sent: {error}", self.queue.number());
+            let sent = (0..SEND_ATTEMPTS).find_map(|_| match self.queue.send(&self.verdicts) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM | libc::EINTR)) => None,
+                other => Some(other),
+            });
+            if let Some(Err(error)) = sent.or(Some(Err(io::ErrorKind::OutOfMemory.into()))) {
+                tracing::error!(
+                    "queue {}: {} verdicts could not be sent: {error}",
+                    self.queue.number(),
+                    self.verdicts.len()
+                );
             }
             self.verdicts.clear();
             Counters::add(&self.counters.batches, 1);
@@ -389,14 +413,20 @@ impl Worker {
         }
     }
 
-    /// Waits until there is something to do. Returns whether it is time to stop.
-    fn rest(&mut self) -> io::Result<bool> {
+    /// Waits until there is something to do, or just looks if there is `more`. Returns whether it is time to stop.
+    fn rest(&mut self, more: bool) -> io::Result<bool> {
+        if more {
+            self.busy += 1;
+            if !self.busy.is_multiple_of(LOOK_UP) {
+                return Ok(false);
+            }
+        }
         let mut events = [
             PollFd::new(self.queue.socket(), PollFlags::POLLIN),
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut events, PollTimeout::NONE) {
+        match poll(&mut events, if more { PollTimeout::ZERO } else { PollTimeout::NONE }) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -143,6 +143,7 @@ tokens! {
         MapsUnreadable = "maps-unreadable", "The process's mappings could not be read or made no sense.";
         MapsChanging = "maps-changing", "The process changed its mappings faster than they could be read.";
         ObjectUnreadable = "object-unreadable", "A mapped file could not be read.";
+        ObjectTooLarge = "object-too-large", "A mapped file is larger than 4 GiB.";
         ObjectChanging = "object-changing", "A mapped file changed while it was being hashed.";
         Overload = "overload", "Too many packets were waiting for digests already.";
         Stopping = "stopping", "The daemon was stopping and could not wait for a digest.";

@@ -25,10 +25,14 @@ const INET_DIAG_SKV6ONLY: u16 = 11;
 
 /// `TCP_*` of net/tcp_states.h.
 pub mod state {
+    /// Connected.
+    pub const ESTABLISHED: u8 = 1;
     /// A handshake that has no socket of its own yet.
     pub const SYN_RECV: u8 = 3;
     /// What is left of a connection after it ended.
     pub const TIME_WAIT: u8 = 6;
+    /// Connected, and the peer has said its last.
+    pub const CLOSE_WAIT: u8 = 8;
     /// Listening.
     pub const LISTEN: u8 = 10;
     /// A question about sockets in any state.
@@ -55,6 +59,8 @@ pub struct Socket {
     pub cookie: u64,
     /// Inode of the file that holds it; 0 if no file does.
     pub inode: u64,
+    /// User id of its opener.
+    pub uid: u32,
     /// See [`state`].
     pub state: u8,
     /// Its ends.
@@ -244,6 +250,7 @@ fn read_socket(body: &[u8]) -> Option<Socket> {
     Some(Socket {
         cookie: u64::from(word(44)) | u64::from(word(48)) << 32,
         inode: u64::from(word(68)),
+        uid: word(64),
         state: fixed[1],
         tuple: Tuple {
             local: address(8)?,

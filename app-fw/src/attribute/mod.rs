@@ -14,7 +14,7 @@ mod search;
 use shared::{Cause, Protocol};
 use syscall_probe::{Generation, Generations, SocketTable};
 
-use crate::image::Process;
+use crate::image::{ProcDir, Process};
 use crate::namespaces::NamespaceId;
 use census::Census;
 use diag::{Diag, Tuple, state};
@@ -32,10 +32,36 @@ pub struct Endpoint {
     pub tuple: Tuple,
     /// The interface the packet uses, in the socket's namespace; 0 if unknown.
     pub device: u32,
-    /// The packet leaves the socket; else it is on its way there.
-    pub outgoing: bool,
-    /// When the packet was queued, a process still held the socket it came from. Never set for incoming packets.
-    pub from_process: bool,
+    /// Who made the packet.
+    pub origin: Origin,
+}
+
+/// Who made a packet, as far as the queue tells.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Origin {
+    /// It is on its way to the socket.
+    Elsewhere,
+    /// A process: it held the socket when the packet was queued.
+    Process {
+        /// Filesystem user id of the socket's opener.
+        uid: u32,
+    },
+    /// The kernel, or a socket that nobody holds any more.
+    Kernel,
+    /// It was forwarded, and the queue knows nothing of its socket.
+    Unknown,
+}
+
+impl Endpoint {
+    /// The packet leaves the socket.
+    fn is_outgoing(&self) -> bool {
+        self.origin != Origin::Elsewhere
+    }
+
+    /// Some process may have made the packet.
+    fn may_be_made(&self) -> bool {
+        matches!(self.origin, Origin::Process { .. } | Origin::Unknown)
+    }
 }
 
 /// One process that holds a socket.
@@ -52,10 +78,13 @@ impl Holder {
         generations.process(self.process.tgid) == Generation { value: self.generation, settled: true }
     }
 
-    /// Whether the process has done nothing since but end, if that.
+    /// Whether the process has done nothing since but end, if that. One move may be its end, or a fork or an exec; but
+    /// then it is still there.
     fn ended_at_most(&self, generations: &Generations) -> bool {
         let now = generations.process(self.process.tgid);
-        now.settled && (now.value == self.generation || now.value == self.generation + 1)
+        now.settled
+            && (now.value == self.generation
+                || now.value == self.generation + 1 && ProcDir::open(self.process).is_err())
     }
 }
 
@@ -156,12 +185,12 @@ pub fn quick(
     census: &Census,
     previous: Option<&Owners>,
 ) -> Option<Owners> {
-    if endpoint.protocol != Protocol::TCP || (endpoint.outgoing && !census.is_clear(means.generations)) {
+    if endpoint.protocol != Protocol::TCP || (endpoint.is_outgoing() && !census.is_clear(means.generations)) {
         return None;
     }
     let stamp = Stamp::read(means.generations, endpoint)?;
     let Some(found) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device).ok()? else {
-        return (!endpoint.from_process).then(|| without_socket(means.generations, previous));
+        return (!endpoint.may_be_made()).then(|| without_socket(means.generations, previous));
     };
     match found.state {
         state::LISTEN | state::SYN_RECV => None,

@@ -9,8 +9,8 @@ use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
 
 use super::census::{Census, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
-use super::{Endpoint, Holder, Means, Owners, Stamp, descriptors, without_socket};
-use crate::image::Process;
+use super::{Endpoint, Holder, Means, Origin, Owners, Stamp, descriptors, without_socket};
+use crate::image::{ProcDir, Process};
 use crate::namespaces::{Namespace, NamespaceId};
 
 /// Finds owners. One for each thread that searches.
@@ -117,10 +117,16 @@ impl Search {
         if socket.state == state::TIME_WAIT {
             return Ok(Found::nobody());
         }
-        // A handshake, or a connection that nobody has accepted yet: whoever listens may take it.
+        // A handshake, or a connection that nobody has accepted yet: whoever listens may take it. Any other socket that
+        // no file holds was closed, and those who held it are not known.
+        let maker = self.sockets.as_ref().and_then(|sockets| sockets.creator(socket.cookie).ok().flatten());
+        let unaccepted =
+            matches!(socket.state, state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT) && maker.is_none();
         let mut listeners = Vec::new();
-        let diag = diag_in(&mut self.diags, namespace)?;
-        list_at(diag, endpoint, 1 << state::LISTEN, &mut listeners)?;
+        if unaccepted || socket.state == state::LISTEN {
+            let diag = diag_in(&mut self.diags, namespace)?;
+            list_at(diag, endpoint, 1 << state::LISTEN, &mut listeners)?;
+        }
         if listeners.is_empty() {
             return Ok(Found { cookies: vec![socket.cookie], ..Found::undetermined(Cause::HoldersGone) });
         }
@@ -148,7 +154,7 @@ impl Search {
 
     /// Protocols that diagnostics do not know: ICMP echo sockets and raw sockets, SCTP and the like.
     fn other(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
-        if endpoint.outgoing && !endpoint.from_process {
+        if endpoint.origin == Origin::Kernel {
             // Neighbour discovery, ICMP errors, IGMP reports: the kernel's own.
             return Ok(self.absent(endpoint, previous));
         }
@@ -162,7 +168,7 @@ impl Search {
 
     /// Looks at every open socket for one with these ends.
     fn by_ends(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
-        if !endpoint.from_process {
+        if !endpoint.may_be_made() {
             return Ok(self.absent(endpoint, previous));
         }
         let records = self.dump()?;
@@ -180,23 +186,23 @@ impl Search {
 
     /// There is no socket. Then either the kernel made the packet, or its socket is gone already.
     fn absent(&self, endpoint: &Endpoint, previous: Option<&Owners>) -> Found {
-        if endpoint.from_process {
-            return Found::undetermined(Cause::SocketGone);
-        }
-        let Some(generations) = &self.generations else { return Found::nobody() };
-        Found::last(&without_socket(generations, previous))
+        let last = match (&self.generations, endpoint.origin) {
+            (None, _) | (_, Origin::Process { .. }) => Found::nobody(),
+            (Some(generations), _) => Found::last(&without_socket(generations, previous)),
+        };
+        if last.holders.is_empty() && endpoint.may_be_made() { Found::undetermined(Cause::SocketGone) } else { last }
     }
 
     /// All holders of all of `sockets`, and of the raw sockets that might have made the packet.
     fn holders(&self, endpoint: &Endpoint, sockets: &[Socket], previous: Option<&Owners>) -> io::Result<Found> {
         let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
         let clear = self.generations.as_ref().is_some_and(|generations| self.census.is_clear(generations));
-        let forgers = endpoint.outgoing && !clear;
+        let forgers = endpoint.is_outgoing() && !clear;
         let mut open = Vec::new();
         for socket in sockets {
             if socket.inode == 0 {
                 // The kernel's own (a tunnel, an RPC server), or closed just now.
-                found.undetermined = endpoint.from_process.then_some(Cause::HoldersGone).or(found.undetermined);
+                found.undetermined = endpoint.may_be_made().then_some(Cause::HoldersGone).or(found.undetermined);
                 found.fleeting = true;
             } else if let Some(holders) = self.proven(socket, previous) {
                 found.add(holders);
@@ -283,9 +289,11 @@ impl Search {
         }
         if processes.is_empty() {
             // Held, but by no descriptor: under way in a message, or registered with an io_uring.
-            match self.sockets.as_ref().and_then(|sockets| sockets.creator(cookie).ok().flatten()) {
-                Some(maker) => processes.push(Process::new(maker.tgid, maker.start)),
-                None => found.undetermined = Some(Cause::HoldersGone),
+            let maker = self.sockets.as_ref().and_then(|sockets| sockets.creator(cookie).ok().flatten());
+            processes.extend(maker.map(|maker| Process::new(maker.tgid, maker.start)));
+            // A maker that just ended closed it in between; else somebody unseen holds it.
+            if processes.first().is_none_or(|maker| ProcDir::open(*maker).is_ok()) {
+                found.undetermined = Some(Cause::HoldersGone);
             }
         }
         found.add(processes.into_iter().map(|process| self.holder(process)));
@@ -355,7 +363,16 @@ fn list_at(diag: &mut Diag, endpoint: &Endpoint, states: u32, out: &mut Vec<Sock
         diag.list(endpoint.protocol, false, local_port, states, out)?;
     }
     diag.list(endpoint.protocol, true, local_port, states, out)?;
-    out.retain(|socket| socket.tuple.is_at(local, socket.ipv6_only));
+    // A socket that is bound to one local address may still send from another (IP_PKTINFO); the sender's user tells
+    // whether it could have been this one.
+    let may_lie = |socket: &Socket| {
+        endpoint.protocol != Protocol::TCP
+            && match endpoint.origin {
+                Origin::Process { uid } => socket.uid == uid && local.is_ipv4() >= socket.tuple.local.is_ipv4(),
+                _ => false,
+            }
+    };
+    out.retain(|socket| socket.tuple.is_at(local, socket.ipv6_only) || may_lie(socket));
     Ok(())
 }
 

@@ -41,8 +41,8 @@ impl FileKey {
         FileKey { object, mount: if is_disk(dev) { 0 } else { mount } }
     }
 
-    /// Whether its number outlasts a restart of the machine.
-    fn lasts(&self) -> bool {
+    /// Whether the file is on a device with a disk, whose number outlasts a restart of the machine.
+    pub fn is_on_disk(&self) -> bool {
         is_disk(self.object.dev)
     }
 }
@@ -63,6 +63,9 @@ pub struct Hashed {
 
 /// Longer than the coarse clock of any kernel stands still (100 Hz: 10 ms).
 const SETTLING: Duration = Duration::from_millis(20);
+
+/// Larger than any program; a sparse file can claim to be of any size. Bytes.
+const MAX_OBJECT: u64 = 4 << 30;
 
 /// What one read takes at once, bytes.
 const CHUNK: usize = 256 * 1024;
@@ -145,15 +148,19 @@ impl Digests {
         drop(known);
         // Numbers of devices without a disk are given again after a restart, to another file system perhaps. A full
         // channel: the digest is made again after a restart.
-        if key.lasts() {
+        if key.is_on_disk() {
             let _ = self.fresh.try_send((key.object, digest));
         }
     }
 }
 
-/// File systems whose files change without this kernel's doing, so that neither their times nor a watch can be trusted:
-/// a program of the user's own (FUSE), or another machine. Numbers of linux/magic.h and the file systems' own headers.
-const FOREIGN: [i64; 8] = [
+/// File systems whose files change without their times: at the will of a program of the user's own (FUSE) or of another
+/// machine, or by a store into a mapping of memory that is never written back. Numbers of linux/magic.h and the file
+/// systems' own headers.
+const UNSTAMPED: [i64; 11] = [
+    0x0102_1994, // tmpfs, memfd
+    0x8584_58f6, // ramfs
+    0x9584_58f6, // hugetlbfs
     0x6573_5546, // FUSE
     0x6969,      // NFS
     0xff53_4d42, // CIFS
@@ -164,22 +171,24 @@ const FOREIGN: [i64; 8] = [
     0x7375_7245, // Coda
 ];
 
-/// Whether the file lies on a file system whose files change without this kernel's doing. May ask that file system, and
-/// so take for ever.
-fn is_foreign(key: &FileKey, file: &File) -> bool {
-    // All of these have device numbers without a disk.
-    !is_disk(key.object.dev)
-        && nix::sys::statfs::fstatfs(file).is_ok_and(|system| FOREIGN.contains(&system.filesystem_type().0))
+/// Whether every change of the file leaves a stamp. May ask its file system, and so take for ever.
+fn is_stamped(key: &FileKey, file: &File) -> bool {
+    // All that are not have device numbers without a disk.
+    key.is_on_disk()
+        || nix::sys::statfs::fstatfs(file).is_ok_and(|system| !UNSTAMPED.contains(&system.filesystem_type().0))
 }
 
 fn hash_file(key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
     let unreadable = |_| Cause::ObjectUnreadable;
     // Opened anew: `file` may be a mere place.
     let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unreadable)?;
+    if key.object.size > MAX_OBJECT {
+        return Err(Cause::ObjectTooLarge);
+    }
     wait_until_settled(key);
     // A write stamps the file before its data are there, and a mapping stores whenever it likes: a digest lasts only if
     // nobody could write from the first byte read to the last. Who opened and closed in between left a new time.
-    let mut lasting = !is_foreign(key, &reader) && !written(&reader);
+    let mut lasting = is_stamped(key, &reader) && !written(&reader);
     let digest = hash_reader(&mut reader).map_err(unreadable)?;
     lasting &= !written(&reader);
     // Whatever changed is another object; the caller looks again.
@@ -252,7 +261,7 @@ mod tests {
         assert_eq!(digests.get(&key), None);
         assert_eq!(digests.hash(&key, &fd), lasting(b"abc"));
         assert_eq!(digests.get(&key), Some(Digest::of(b"abc")));
-        assert_eq!(kept.len(), usize::from(key.lasts()));
+        assert_eq!(kept.len(), usize::from(key.is_on_disk()));
         std::fs::write(&path, b"abd").unwrap();
         assert_eq!(hash_file(&key, &fd), Err(Cause::ObjectChanging));
         let (changed, fd) = look(&path);

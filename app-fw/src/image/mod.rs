@@ -186,9 +186,10 @@ impl Reader<'_> {
             }
         }
         let key = FileKey::new(&facts);
+        let watched = self.generations.is_some() && key.is_on_disk() && is_watched(&file);
         let (digest, lasting) = match self.digest(&key, &facts, &file, hashing)? {
-            Ok(hashed) => (Ok(hashed.digest), hashed.lasting),
-            Err(cause) => (Err(cause), true),
+            Ok(hashed) => (Ok(hashed.digest), hashed.lasting && watched),
+            Err(cause) => (Err(cause), watched),
         };
         Ok(Some(Seen { object: Object { key, digest, path }, watch, lasting }))
     }
@@ -210,6 +211,12 @@ impl Reader<'_> {
             (None, Hashing::Allowed) => Ok(self.digests.hash(key, file)),
         }
     }
+}
+
+/// Whether the kernel tells of every change of the file. To be asked of file systems on disks only: others could take
+/// for ever to answer.
+fn is_watched(file: &OwnedFd) -> bool {
+    nix::sys::statfs::fstatfs(file).is_ok_and(|system| FileWatch::covers(system.filesystem_type().0 as u64))
 }
 
 /// An object as found.
