@@ -112,7 +112,16 @@ fn load_probe(args: &Args) -> Result<Probe, String> {
         return Err("--no-probe was given".into());
     }
     let options = Options { object: args.ebpf_obj.clone(), without: args.without_hook.clone() };
-    Probe::load(&options).map_err(|error| error.to_string())
+    Probe::load(&options).map_err(|error| {
+        let of = args.ebpf_obj.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()));
+        of + &chain_of(&error)
+    })
+}
+
+/// An error with everything that led to it.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn signatures(args: &Args) -> Result<Option<Arc<Signatures>>, DaemonError> {

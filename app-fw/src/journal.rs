@@ -6,8 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use shared::event::{Event, EventFlow, EventOwner, EventRule};
@@ -18,6 +17,9 @@ use crate::pipeline::{Answer, Tell};
 
 /// Events that may wait for the writer.
 const WAITING: usize = 1024;
+
+/// How long the daemon waits at its end for whoever reads the events.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What an event is made from.
 pub struct Draft {
@@ -46,7 +48,7 @@ pub struct Policy {
 pub struct Journal {
     drafts: Sender<Draft>,
     omitted: Arc<Omitted>,
-    writer: JoinHandle<()>,
+    written: Receiver<()>,
 }
 
 #[derive(Default)]
@@ -77,8 +79,12 @@ impl Journal {
         let (drafts, queue) = bounded(WAITING);
         let omitted = Arc::new(Omitted::default());
         let counter = omitted.clone();
-        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write(&queue, to, &counter))?;
-        Ok(Journal { drafts, omitted, writer })
+        let (done, written) = bounded(1);
+        std::thread::Builder::new().name("journal".into()).spawn(move || {
+            write(&queue, to, &counter);
+            let _ = done.send(());
+        })?;
+        Ok(Journal { drafts, omitted, written })
     }
 
     /// A worker's end.
@@ -92,11 +98,11 @@ impl Journal {
         move || omitted.total.load(Ordering::Relaxed)
     }
 
-    /// Writes what is left once all reporters are gone.
+    /// Has the writer write what is left once all reporters are gone. A reader that does not read is not waited for long.
     pub fn finish(self) {
         drop(self.drafts);
-        if self.writer.join().is_err() {
-            tracing::error!("the journal's writer panicked");
+        if self.written.recv_timeout(PATIENCE).is_err() {
+            tracing::warn!("the last events could not be written");
         }
     }
 }

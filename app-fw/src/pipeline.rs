@@ -416,7 +416,7 @@ impl Pipeline {
             (Some(Looked { found: Ok(Beyond::Nowhere), .. }), _) => Ok(Whereabouts::Passing(own())),
             (Some(looked), _) if looked.began >= arrived.at => Ok(match &looked.found {
                 Ok(Beyond::Namespace(namespace)) => Whereabouts::Behind(namespace.clone()),
-                Ok(Beyond::Bridge) => Whereabouts::Bridged(own()),
+                Ok(Beyond::Elsewhere) => Whereabouts::Elsewhere(own()),
                 Ok(Beyond::Nowhere) => Whereabouts::Passing(own()),
                 Err(cause) => Whereabouts::Lost(*cause),
             }),
@@ -450,7 +450,7 @@ impl Pipeline {
     ) -> Result<Arc<Owners>, Question> {
         let namespace = match namespace {
             Whereabouts::Here(namespace) | Whereabouts::Behind(namespace) => namespace,
-            Whereabouts::Passing(_) | Whereabouts::Bridged(_) => return Ok(Arc::new(Owners::unowned())),
+            Whereabouts::Passing(_) | Whereabouts::Elsewhere(_) => return Ok(Arc::new(Owners::unowned())),
             Whereabouts::Lost(cause) => return Ok(Arc::new(Owners::undetermined(*cause))),
         };
         let Some(endpoint) = endpoint(self.world.chain, arrived, packet, namespace.id) else {
@@ -525,8 +525,8 @@ enum Whereabouts {
     Behind(Arc<Namespace>),
     /// On another machine: the packet passes through this namespace, whose rules apply.
     Passing(Arc<Namespace>),
-    /// The same, as long as no namespace of this machine takes the address.
-    Bridged(Arc<Namespace>),
+    /// The same for now: a namespace of this machine may take the address.
+    Elsewhere(Arc<Namespace>),
     /// Not known.
     Lost(Cause),
 }
@@ -538,7 +538,7 @@ impl Whereabouts {
             Whereabouts::Here(namespace)
             | Whereabouts::Behind(namespace)
             | Whereabouts::Passing(namespace)
-            | Whereabouts::Bridged(namespace) => Some(namespace),
+            | Whereabouts::Elsewhere(namespace) => Some(namespace),
             Whereabouts::Lost(_) => None,
         }
     }
@@ -609,10 +609,17 @@ fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: Namespa
         Place::Here(device) => device,
         Place::Behind(_) => 0,
     };
-    // An error that leaves quotes a packet that came, and the other way round.
+    let origin = match (outgoing, arrived.place, arrived.uid) {
+        (false, _, _) => Origin::Elsewhere,
+        (true, Place::Behind(_), _) => Origin::Unknown,
+        (true, Place::Here(_), Some(uid)) => Origin::Process { uid },
+        (true, Place::Here(_), None) => Origin::Kernel,
+    };
+    // An error that leaves quotes a packet that came, and the other way round. The kernel makes errors; what a process
+    // quotes is its own affair.
     let (flow, source_is_near) = match packet.about {
-        About::Quoted(quoted) => (quoted, !outgoing),
-        About::Itself | About::Echo(_) => (packet.flow, outgoing),
+        About::Quoted(quoted) if matches!(origin, Origin::Kernel | Origin::Elsewhere) => (quoted, !outgoing),
+        _ => (packet.flow, outgoing),
     };
     let (source_port, destination_port) = match (flow.ports, packet.about) {
         (Ports::Known { source, destination }, _) => (source, destination),
@@ -631,11 +638,6 @@ fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: Namespa
         protocol: flow.protocol,
         tuple: Tuple { local, local_port, remote, remote_port },
         device,
-        origin: match (outgoing, arrived.place, arrived.uid) {
-            (false, _, _) => Origin::Elsewhere,
-            (true, Place::Behind(_), _) => Origin::Unknown,
-            (true, Place::Here(_), Some(uid)) => Origin::Process { uid },
-            (true, Place::Here(_), None) => Origin::Kernel,
-        },
+        origin,
     })
 }

@@ -218,10 +218,12 @@ fn read_answers(mut datagram: &[u8], sequence: u32, dump: bool, each: &mut impl 
             continue;
         }
         match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
+            NLMSG_DONE | NLMSG_ERROR => {
                 let error: &[u8; 4] = body.first_chunk().ok_or_else(broken)?;
-                return Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(*error)));
+                return match i32::from_ne_bytes(*error) {
+                    0 => Ok(true),
+                    error => Err(io::Error::from_raw_os_error(-error)),
+                };
             }
             SOCK_DIAG_BY_FAMILY => {
                 each(read_socket(body).ok_or_else(broken)?);
@@ -269,7 +271,8 @@ impl Tuple {
             (IpAddr::V4(bound), IpAddr::V4(local)) => bound.is_unspecified() || bound == local,
             (IpAddr::V6(bound), IpAddr::V6(local)) => bound.is_unspecified() || bound == local,
             (IpAddr::V6(bound), IpAddr::V4(local)) => {
-                !ipv6_only && (bound.is_unspecified() || bound.to_ipv4_mapped() == Some(local))
+                let mapped = |bound: Ipv4Addr| bound.is_unspecified() || bound == local;
+                !ipv6_only && (bound.is_unspecified() || bound.to_ipv4_mapped().is_some_and(mapped))
             }
             (IpAddr::V4(_), IpAddr::V6(_)) => false,
         }
@@ -340,6 +343,7 @@ mod tests {
         assert!(!at("::").is_at(v4, true));
         assert!(at("::ffff:192.0.2.1").is_at(v4, false));
         assert!(!at("::ffff:192.0.2.2").is_at(v4, false));
+        assert!(at("::ffff:0.0.0.0").is_at(v4, false));
         assert!(at("0.0.0.0").is_at(v4, false));
         assert!(!at("0.0.0.0").is_at("::1".parse().unwrap(), false));
         assert!(!at("::1").is_at("::2".parse().unwrap(), false));

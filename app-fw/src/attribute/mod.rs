@@ -97,6 +97,8 @@ pub struct Owners {
     pub undetermined: Option<Cause>,
     /// Cookies of the sockets.
     pub cookies: Vec<u64>,
+    /// [`Generations::wide`] before anything was looked at.
+    wide: u64,
     stamp: Option<Stamp>,
 }
 
@@ -163,6 +165,7 @@ impl Owners {
     fn were_last(&self, generations: &Generations) -> bool {
         self.undetermined.is_none()
             && !self.holders.is_empty()
+            && generations.wide() == self.wide
             && self.holders.iter().all(|holder| holder.ended_at_most(generations))
     }
 }
@@ -185,10 +188,13 @@ pub fn quick(
     census: &Census,
     previous: Option<&Owners>,
 ) -> Option<Owners> {
-    if endpoint.protocol != Protocol::TCP || (endpoint.is_outgoing() && !census.is_clear(means.generations)) {
+    if endpoint.protocol != Protocol::TCP {
         return None;
     }
     let stamp = Stamp::read(means.generations, endpoint)?;
+    if endpoint.is_outgoing() && !census.is_clear(means.generations) {
+        return None;
+    }
     let Some(found) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device).ok()? else {
         return (!endpoint.may_be_made()).then(|| without_socket(means.generations, previous));
     };
@@ -202,7 +208,14 @@ pub fn quick(
         }
         _ => {
             let holder = means.sole_maker(found.cookie, stamp.wide)?;
-            Some(Owners { holders: vec![holder], undetermined: None, cookies: vec![found.cookie], stamp: Some(stamp) })
+            let wide = stamp.wide;
+            Some(Owners {
+                holders: vec![holder],
+                cookies: vec![found.cookie],
+                wide,
+                stamp: Some(stamp),
+                undetermined: None,
+            })
         }
     }
 }
@@ -244,6 +257,7 @@ impl Means<'_> {
             && self.generations.wide() == maker.wide_generation
             && !maker.shared_table
             && !maker.raw;
-        alone.then(|| Owners { holders: vec![made], cookies: vec![cookie], ..Owners::default() })
+        let wide = maker.wide_generation;
+        alone.then(|| Owners { holders: vec![made], cookies: vec![cookie], wide, ..Owners::default() })
     }
 }

@@ -1,6 +1,5 @@
 //! The thorough way from a flow to its owners.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -23,11 +22,9 @@ pub struct Search {
     pub iterator: Option<Holders>,
     /// The raw sockets there are.
     pub census: Census,
-    diags: HashMap<NamespaceId, Diag>,
+    /// For the namespace asked about last.
+    diag: Option<(NamespaceId, Diag)>,
 }
-
-/// Diagnostics sockets are kept open for so many namespaces.
-const MAX_NAMESPACES: usize = 256;
 
 /// An answer in the making.
 #[derive(Default)]
@@ -78,24 +75,29 @@ impl Search {
         iterator: Option<Holders>,
         census: Census,
     ) -> Search {
-        Search { generations, sockets, iterator, census, diags: HashMap::new() }
+        Search { generations, sockets, iterator, census, diag: None }
     }
 
     /// Every process that holds a socket the flow may belong to. `previous` is an earlier answer for the same flow: a
     /// socket that has been closed since, and goes on sending, belongs to those who held it last.
     pub fn owners(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> Owners {
+        let wide = self.generations.as_ref().map_or(0, Generations::wide);
         let stamp = self.generations.as_ref().and_then(|generations| Stamp::read(generations, endpoint));
         let found = match endpoint.protocol {
             Protocol::TCP => self.tcp(endpoint, namespace, previous),
             Protocol::UDP | Protocol::UDPLITE => self.datagram(endpoint, namespace, previous),
             _ => self.other(endpoint, previous),
         };
+        if !namespace.is_own() {
+            self.diag = None;
+        }
         let found = found.unwrap_or_else(|error| {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
         Owners {
             stamp: stamp.filter(|_| !found.fleeting && !found.holders.is_empty()),
+            wide,
             holders: found.holders,
             undetermined: found.undetermined,
             cookies: found.cookies,
@@ -103,7 +105,7 @@ impl Search {
     }
 
     fn tcp(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> io::Result<Found> {
-        let diag = diag_in(&mut self.diags, namespace)?;
+        let diag = diag_in(&mut self.diag, namespace)?;
         let Some(socket) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device)? else {
             // Bound to an interface that was not named, perhaps; or gone.
             return self.by_ends(endpoint, previous);
@@ -124,7 +126,7 @@ impl Search {
             matches!(socket.state, state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT) && maker.is_none();
         let mut listeners = Vec::new();
         if unaccepted || socket.state == state::LISTEN {
-            let diag = diag_in(&mut self.diags, namespace)?;
+            let diag = diag_in(&mut self.diag, namespace)?;
             list_at(diag, endpoint, 1 << state::LISTEN, &mut listeners)?;
         }
         if listeners.is_empty() {
@@ -144,7 +146,7 @@ impl Search {
         previous: Option<&Owners>,
     ) -> io::Result<Found> {
         let mut sockets = Vec::new();
-        list_at(diag_in(&mut self.diags, namespace)?, endpoint, state::ALL, &mut sockets)?;
+        list_at(diag_in(&mut self.diag, namespace)?, endpoint, state::ALL, &mut sockets)?;
         if sockets.is_empty() {
             Ok(self.absent(endpoint, previous))
         } else {
@@ -368,21 +370,20 @@ fn list_at(diag: &mut Diag, endpoint: &Endpoint, states: u32, out: &mut Vec<Sock
     let may_lie = |socket: &Socket| {
         endpoint.protocol != Protocol::TCP
             && match endpoint.origin {
-                Origin::Process { uid } => socket.uid == uid && local.is_ipv4() >= socket.tuple.local.is_ipv4(),
-                _ => false,
+                Origin::Process { uid } => socket.uid == uid,
+                Origin::Unknown => true,
+                Origin::Elsewhere | Origin::Kernel => false,
             }
     };
     out.retain(|socket| socket.tuple.is_at(local, socket.ipv6_only) || may_lie(socket));
     Ok(())
 }
 
-/// The diagnostics socket of a namespace, opened there at first.
-fn diag_in<'a>(diags: &'a mut HashMap<NamespaceId, Diag>, namespace: &Namespace) -> io::Result<&'a mut Diag> {
-    if !diags.contains_key(&namespace.id) {
-        if diags.len() >= MAX_NAMESPACES {
-            diags.clear();
-        }
-        diags.insert(namespace.id, namespace.inside(Diag::open)??);
+/// A diagnostics socket in a namespace. Only the one for the daemon's own is kept: an open socket would keep a container's
+/// namespace alive, and its devices with it.
+fn diag_in<'a>(kept: &'a mut Option<(NamespaceId, Diag)>, namespace: &Namespace) -> io::Result<&'a mut Diag> {
+    if kept.as_ref().is_none_or(|(id, _)| *id != namespace.id || !namespace.is_own()) {
+        *kept = Some((namespace.id, namespace.inside(Diag::open)??));
     }
-    diags.get_mut(&namespace.id).ok_or_else(|| io::ErrorKind::NotFound.into())
+    kept.as_mut().map(|(_, diag)| diag).ok_or_else(|| io::ErrorKind::NotFound.into())
 }

@@ -196,9 +196,9 @@ fn hash_file(key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
     if FileKey::new(&now) == *key { Ok(Hashed { digest, lasting }) } else { Err(Cause::ObjectChanging) }
 }
 
-/// File systems that do not tell are believed: their files are stamped like all others.
+/// Where the file system does not tell, somebody may.
 fn written(reader: &File) -> bool {
-    has_writers(reader.as_fd()).unwrap_or(false)
+    has_writers(reader.as_fd()).unwrap_or(true)
 }
 
 /// Waits until a change made now would show a later time than the last one did.

@@ -152,10 +152,13 @@ impl Reader<'_> {
             found.add(seen);
         }
         // The program is part of the image even if it unmapped its own file.
-        if let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing)? {
-            found.program = Some(seen.object.key);
-            found.add(seen);
-        }
+        let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing)? else {
+            // It is there as long as the process is; that it cannot be looked at must not leave it out.
+            dir.start()?;
+            return Err(Cause::ObjectUnreadable.into());
+        };
+        found.program = Some(seen.object.key);
+        found.add(seen);
         Ok(Some(found))
     }
 
@@ -317,7 +320,8 @@ impl Image {
     /// Whether it is what a process that ended was made of to its end: nothing but the end has moved its generation.
     pub fn was_final(&self, generations: &Generations) -> bool {
         let Some(stamp) = &self.stamp else { return false };
-        generations.process(self.process.tgid).value == stamp.process + 1 && stamp.files_unchanged(generations)
+        let process = generations.process(self.process.tgid);
+        process.settled && process.value == stamp.process + 1 && stamp.files_unchanged(generations)
     }
 
     /// The process generation under which it was read, if it may be kept.

@@ -62,8 +62,10 @@ impl ProcDir {
     /// It is gone.
     pub fn start(&self) -> Result<u64, Cause> {
         let text = self.read("stat").map_err(|_| Cause::ProcessGone)?;
-        let (state, start) = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
-        if matches!(state, b'Z' | b'X' | b'x') { Err(Cause::ProcessGone) } else { Ok(start) }
+        let Stat { state, threads, start } = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
+        // A first thread that ended before the others is a zombie too, but the process lives.
+        let is_gone = matches!(state, b'Z' | b'X' | b'x') && threads <= 1;
+        if is_gone { Err(Cause::ProcessGone) } else { Ok(start) }
     }
 
     /// Reads a whole file.
@@ -95,14 +97,24 @@ impl ProcDir {
     }
 }
 
-/// State and start time of a /proc/PID/stat line. The command name in brackets may hold anything, brackets included.
-fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
+/// What is wanted of a /proc/PID/stat line; see proc_pid_stat(5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stat {
+    state: u8,
+    threads: u64,
+    start: u64,
+}
+
+/// The command name in brackets may hold anything, brackets included.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
     let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
     let mut fields = text.get(after_name..)?.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
     let state = *fields.next()?.first()?;
-    // Field 22; the state is field 3.
-    let start = std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()?;
-    Some((state, start))
+    let mut number = |skip| std::str::from_utf8(fields.nth(skip)?).ok()?.parse().ok();
+    // Fields 20 and 22; the state is field 3.
+    let threads = number(16)?;
+    let start = number(1)?;
+    Some(Stat { state, threads, start })
 }
 
 #[cfg(test)]
@@ -111,10 +123,15 @@ mod tests {
 
     #[test]
     fn stat_lines_with_hostile_names() {
-        let tail = b"S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21\n";
+        let tail = b"S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 7 18 4242 20 21\n";
         for name in [&b"7 (plain) "[..], b"7 (a) R 1 (b) ", b"7 (\xff\n)) "] {
             let line = [name, tail].concat();
-            assert_eq!(parse_stat(&line), Some((b'S', 4242)), "{}", line.escape_ascii());
+            assert_eq!(
+                parse_stat(&line),
+                Some(Stat { state: b'S', threads: 7, start: 4242 }),
+                "{}",
+                line.escape_ascii()
+            );
         }
         for bad in [&b""[..], b"1 (x", b"1 (x) S", b"1 (x) S 1 2 3"] {
             assert_eq!(parse_stat(bad), None);

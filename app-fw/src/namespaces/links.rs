@@ -37,8 +37,8 @@ const NSID_REQUEST: usize = 16 + 4 + 8;
 pub enum Beyond {
     /// A namespace of this machine.
     Namespace(Arc<Namespace>),
-    /// A bridge, and no namespace of this machine has the address now.
-    Bridge,
+    /// No other namespace now: a bridge behind which none has the address, or a cable with both ends here.
+    Elsewhere,
     /// No other namespace; that stays so.
     Nowhere,
 }
@@ -52,22 +52,26 @@ pub fn behind(namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Resu
     let mut route = Route::open()?;
     let link = route.link(device)?;
     if link.peer.is_none() && !link.bridge {
-        return Ok(Beyond::Nowhere);
+        return Ok(if link.cable { Beyond::Elsewhere } else { Beyond::Nowhere });
     }
+    let mut found = None;
     for path in candidates() {
         let Ok(file) = File::open(&path) else { continue };
         let id = route.nsid(&file.into())?;
-        let found = match link.peer {
+        let leads_there = match link.peer {
             Some(peer) => id == Some(peer),
             None => id.is_some() && has_address(namespaces, &path, address),
         };
-        if found {
-            return Ok(Beyond::Namespace(Arc::new(namespaces.at(&path)?)));
+        if leads_there && found.replace(path).is_some() {
+            return Err(io::Error::other("several namespaces behind the bridge have the address"));
         }
     }
-    match link.peer {
-        None => Ok(Beyond::Bridge),
-        Some(_) => Err(io::Error::new(io::ErrorKind::NotFound, "no process lives in the namespace behind the device")),
+    match (found, link.peer) {
+        (Some(path), _) => Ok(Beyond::Namespace(Arc::new(namespaces.at(&path)?))),
+        (None, None) => Ok(Beyond::Elsewhere),
+        (None, Some(_)) => {
+            Err(io::Error::new(io::ErrorKind::NotFound, "no process lives in the namespace behind the device"))
+        }
     }
 }
 
@@ -109,6 +113,8 @@ struct Link {
     /// The id, in this namespace, of the namespace at its other end.
     peer: Option<i32>,
     bridge: bool,
+    /// A veth.
+    cable: bool,
 }
 
 /// A routing socket in the calling thread's namespace.
@@ -135,6 +141,7 @@ impl Route {
         Ok(Link {
             peer: number(&answer, 16, IFLA_LINK_NETNSID),
             bridge: kind.is_some_and(|(_, kind)| kind.starts_with(b"bridge")),
+            cable: kind.is_some_and(|(_, kind)| kind.starts_with(b"veth")),
         })
     }
 

@@ -38,8 +38,17 @@ pub struct Namespace {
     pub selectors: Vec<Selector>,
     /// What to call it in events: its most telling selector.
     pub name: Arc<str>,
-    /// Keeps it alive, and lets threads in.
-    file: OwnedFd,
+    way: Way,
+}
+
+/// How a thread gets in.
+#[derive(Debug)]
+enum Way {
+    /// By an open file, which keeps the namespace alive: the daemon's own lives as long as the daemon anyway.
+    Own(OwnedFd),
+    /// By a path that led there when it was found. To hold a container's namespace would keep it, and the devices that
+    /// lead there, from going away.
+    Path(PathBuf),
 }
 
 impl Namespace {
@@ -48,7 +57,25 @@ impl Namespace {
     /// # Errors
     /// It cannot be entered.
     pub fn inside<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        netns::inside(&self.file, work)
+        match &self.way {
+            Way::Own(file) => netns::inside(file, work),
+            Way::Path(path) => {
+                let file = OwnedFd::from(File::open(path)?);
+                let work = || -> io::Result<T> {
+                    // The process may have been another's namesake by now.
+                    if netns::current_cookie()? != self.id.cookie {
+                        return Err(io::Error::new(io::ErrorKind::NotFound, "the namespace is gone"));
+                    }
+                    Ok(work())
+                };
+                netns::inside(&file, work)?
+            }
+        }
+    }
+
+    /// It is the daemon's own.
+    pub fn is_own(&self) -> bool {
+        matches!(self.way, Way::Own(_))
     }
 }
 
@@ -98,7 +125,7 @@ impl Namespaces {
         let boot: Arc<str> = boot.trim().into();
         let host = host();
         let names = names(host);
-        let own = open(Path::new(OWN), &names, &boot)?;
+        let own = Namespace { way: Way::Own(File::open(OWN)?.into()), ..open(Path::new(OWN), &names, &boot)? };
         Ok(Namespaces { generation: 1, names, boot, host, own: Arc::new(own) })
     }
 
@@ -112,7 +139,10 @@ impl Namespaces {
             id: self.own.id,
             selectors: selectors(self.own.id, &names, &self.boot),
             name: name(self.own.id, &names, &self.boot),
-            file: self.own.file.try_clone().ok()?,
+            way: match &self.own.way {
+                Way::Own(file) => Way::Own(file.try_clone().ok()?),
+                Way::Path(path) => Way::Path(path.clone()),
+            },
         };
         let own = Arc::new(own);
         Some(Namespaces { generation: self.generation + 1, names, boot: self.boot.clone(), host: self.host, own })
@@ -232,7 +262,8 @@ fn open(path: &Path, names: &HashMap<u64, Vec<Selector>>, boot: &str) -> io::Res
     let file = OwnedFd::from(file);
     let cookie = netns::inside(&file, netns::current_cookie)??;
     let id = NamespaceId { cookie, inode };
-    Ok(Namespace { id, selectors: selectors(id, names, boot), name: name(id, names, boot), file })
+    let way = Way::Path(path.into());
+    Ok(Namespace { id, selectors: selectors(id, names, boot), name: name(id, names, boot), way })
 }
 
 #[cfg(test)]

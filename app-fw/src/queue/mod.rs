@@ -82,7 +82,8 @@ impl Queue {
             .and_then(|fd| duplicate(*fd))
             .map_err(at("finding the netlink socket"))?;
         binding.bind(number).map_err(|source| match source.raw_os_error() {
-            Some(libc::EBUSY) => QueueError::Taken(number),
+            // The kernel says the same of a queue that another socket owns.
+            Some(libc::EBUSY | libc::EPERM) if is_taken(number) => QueueError::Taken(number),
             Some(libc::EPERM) => QueueError::NotPermitted(number),
             _ => QueueError::Kernel { number, step: "binding", source },
         })?;
@@ -165,6 +166,14 @@ impl Queue {
     pub fn unbind(mut self) -> io::Result<()> {
         self.binding.unbind(self.number)
     }
+}
+
+/// Whether some socket is bound to the queue in the network namespace of the calling thread.
+fn is_taken(number: u16) -> bool {
+    // Lines start with the number: see seq_show of the kernel's nfnetlink_queue.c.
+    std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue").is_ok_and(|queues| {
+        queues.lines().any(|line| line.split_ascii_whitespace().next() == Some(number.to_string().as_str()))
+    })
 }
 
 /// Descriptors of this process that are netfilter netlink sockets. `nfq` does not tell its own.
