@@ -34,6 +34,8 @@ pub struct Arrived {
     pub length: u32,
     /// When it was read from the queue, by the daemon's clock.
     pub at: u64,
+    /// How often the queue had been read empty before it was read.
+    pub round: u64,
     /// Opener of its socket, if a process held that when the packet was queued.
     pub uid: Option<u32>,
     /// Where its socket lives.
@@ -54,7 +56,7 @@ const HOOK_FORWARD: u8 = 2;
 
 impl Arrived {
     /// What matters of a queued packet.
-    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64) -> Arrived {
+    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64, round: u64) -> Arrived {
         let incoming = chain == Chain::Input;
         let place = if queued.hook != HOOK_FORWARD {
             Place::Here(if incoming { queued.indev } else { queued.outdev })
@@ -68,6 +70,7 @@ impl Arrived {
             packet: crate::packet::parse(queued.payload, queued.length),
             length: queued.length,
             at,
+            round,
             uid: queued.uid,
             place,
         }
@@ -242,6 +245,10 @@ pub struct Pipeline {
     images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
     /// Images that were good once: what a process that ended was made of.
     former: Recent<Process, Arc<Image>>,
+    /// Programs that were started with sockets of older make: the generation of the exec, and the round in which it was
+    /// first noticed.
+    execs: Recent<Process, (u64, u64)>,
+    round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
     views: Recent<NamespaceId, (Basis, Arc<ChainRules>)>,
     reuse: Reuse,
@@ -269,6 +276,8 @@ impl Pipeline {
             owners: Recent::new(FLOWS),
             images: Recent::new(PROCESSES),
             former: Recent::new(PROCESSES),
+            execs: Recent::new(PROCESSES),
+            round: 0,
             behind: Recent::new(NAMESPACES),
             views: Recent::new(NAMESPACES),
             reuse: Reuse::default(),
@@ -436,7 +445,9 @@ impl Pipeline {
         let owners = self.owners(arrived, packet, namespace, patience)?;
         let mut images = Vec::with_capacity(owners.holders.len());
         for holder in &owners.holders {
-            images.push(self.image(arrived, holder, patience)?);
+            let image = self.image(arrived, holder, patience)?;
+            let is_its_work = self.world.chain == Chain::Input || self.is_its_work(arrived, holder);
+            images.push(if is_its_work { image } else { Err(Cause::OtherProgram) });
         }
         Ok(Identity { owners, images })
     }
@@ -505,6 +516,31 @@ impl Pipeline {
             Patience::Wait => Err(Question::Image(holder.process)),
             Patience::End(cause) => Ok(Err(cause)),
         }
+    }
+
+    /// Whether the packet is surely the work of the program the process runs now, and not of one that it ran before.
+    ///
+    /// It is if the socket was made since; else if the packet was queued since. Packets tell no time, but one that was
+    /// read after the queue had been read empty was queued after that reading began. So the first packets of a program
+    /// that was started with an older socket stay in doubt.
+    fn is_its_work(&mut self, arrived: &Arrived, holder: &Holder) -> bool {
+        let exec = self.world.generations.as_ref().map_or(0, |generations| generations.exec(holder.process.tgid));
+        if exec == 0 || holder.since.is_some_and(|since| since >= exec) {
+            return true;
+        }
+        match self.execs.get(&holder.process) {
+            // The reading that was under way when the exec was noticed may have begun before it; the next one did not.
+            Some((known, noticed)) if *known == exec => arrived.round >= noticed + 2,
+            _ => {
+                self.execs.put(holder.process, (exec, self.round));
+                false
+            }
+        }
+    }
+
+    /// Takes note that the queue has been read empty `round` times.
+    pub fn set_round(&mut self, round: u64) {
+        self.round = round;
     }
 
     /// What a process that ended was made of to its end.

@@ -133,6 +133,8 @@ pub struct Worker {
     asked: HashMap<Key, usize>,
     unlooked: u64,
     busy: u32,
+    /// How often the queue has been read empty.
+    round: u64,
 }
 
 /// What a worker is made of.
@@ -186,6 +188,7 @@ impl Worker {
             asked: HashMap::new(),
             unlooked: 0,
             busy: 0,
+            round: 0,
         })
     }
 
@@ -201,6 +204,8 @@ impl Worker {
             self.retry_parked();
             if !more {
                 self.flush();
+                self.round += 1;
+                self.pipeline.set_round(self.round);
             }
             // Under load there is always more to read; it is still time to stop when it is.
             if self.rest(more)? {
@@ -258,7 +263,7 @@ impl Worker {
             self.tally.dropped += 1;
         }
         self.tally.packets += 1;
-        let arrived = Arrived::new(queued, self.chain, now);
+        let arrived = Arrived::new(queued, self.chain, now, self.round);
         let tell = self.reporter.tell(now);
         if let Some(answer) = self.refuse_unsigned(queued) {
             return self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now);

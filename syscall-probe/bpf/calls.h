@@ -2,11 +2,12 @@
 /*
  * System calls that change what a process is made of or who holds a socket.
  *
- * A generation moved at the end of the call alone would be late: another thread can use a mapping, and another process a descriptor, before
- * the call returns. So a watched call counts as *in flight* from its start to its end, and while it is nothing derived from the process may
- * be used or kept.
+ * A generation moved at the end of the call alone would be late: another thread can use a mapping, and another process
+ * a descriptor, before the call returns. So a watched call counts as *in flight* from its start to its end, and while
+ * it is nothing derived from the process may be used or kept.
  *
- * Seen here and not as single tracepoint/syscalls/NAME programs: those cost the same on every system call and miss 32-bit calls (int 0x80).
+ * Seen here and not as single tracepoint/syscalls/NAME programs: those cost the same on every system call and miss
+ * 32-bit calls (int 0x80).
  */
 #pragma once
 
@@ -51,8 +52,9 @@ static __always_inline u32 maps_executable(struct task_struct *task, unsigned lo
 		goto mapping;
 	return 0;
 mapping:
-	/* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here knows which they are. A
-	   reader of /proc/PID/maps also counts as a user for a moment: then the wide generation moves for nothing. */
+	/* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here
+	   knows which they are. A reader of /proc/PID/maps also counts as a user for a moment: then the wide
+	   generation moves for nothing. */
 	if (task->mm->mm_users.counter > task->signal->nr_threads)
 		return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING | IN_FLIGHT_WIDE;
 	return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING;
@@ -81,8 +83,8 @@ static __always_inline struct sock *socket_of(struct task_struct *task, u32 fd)
 	return BPF_CORE_READ(socket, sk);
 }
 
-/* Only AF_UNIX sockets carry descriptors (the kernel's __scm_send). Whether this message does is in user memory, where another thread can
-   change it after we look: every message counts. */
+/* Only AF_UNIX sockets carry descriptors (the kernel's __scm_send). Whether this message does is in user memory,
+   where another thread can change it after we look: every message counts. */
 static __always_inline u32 passes_descriptors(struct task_struct *task, u32 fd)
 {
 	struct sock *sk = socket_of(task, fd);
@@ -90,8 +92,9 @@ static __always_inline u32 passes_descriptors(struct task_struct *task, u32 fd)
 	return sk && BPF_CORE_READ(sk, __sk_common.skc_family) == AF_UNIX ? IN_FLIGHT_PROCESS : 0;
 }
 
-/* connect(AF_UNSPEC) on a datagram socket gives a port chosen by the kernel back, with no hook of its own and the socket still open. The
-   address is in user memory: every connect() of a datagram socket that has such a port counts. A fresh one (DNS look-ups) has none yet. */
+/* connect(AF_UNSPEC) on a datagram socket gives a port chosen by the kernel back, with no hook of its own and the
+   socket still open. The address is in user memory: every connect() of a datagram socket that has such a port
+   counts. A fresh one (DNS look-ups) has none yet. */
 static __always_inline u32 gives_up_port(struct task_struct *task, u32 fd)
 {
 	struct sock *sk = socket_of(task, fd);
@@ -102,7 +105,9 @@ static __always_inline u32 gives_up_port(struct task_struct *task, u32 fd)
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
-	if (!BPF_CORE_READ(sk, __sk_common.skc_num) || (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK))
+	if (!BPF_CORE_READ(sk, __sk_common.skc_num))
+		return 0;
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)
 		return 0;
 	return IN_FLIGHT_PROCESS;
 }
@@ -114,7 +119,8 @@ static __always_inline u32 installs_descriptors(u32 command)
 	return command == SECCOMP_NOTIF_ADDFD || command == BINDER_WRITE_READ ? IN_FLIGHT_PROCESS : 0;
 }
 
-/* Numbers from arch/x86/entry/syscalls/syscall_64.tbl; 512 and up are x32's own, to be had with and (before 5.4) without its bit. */
+/* Numbers from arch/x86/entry/syscalls/syscall_64.tbl; 512 and up are x32's own, to be had with and (before 5.4)
+   without its bit. */
 static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *regs, u32 nr)
 {
 	switch (nr) {
@@ -173,7 +179,9 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 362: /* connect */
 		return gives_up_port(task, call);
 	case 102: /* socketcall: the descriptor is in user memory */
-		return call == SOCKETCALL_CONNECT || call == SOCKETCALL_SENDMSG || call == SOCKETCALL_SENDMMSG ? IN_FLIGHT_PROCESS : 0;
+		if (call == SOCKETCALL_CONNECT || call == SOCKETCALL_SENDMSG || call == SOCKETCALL_SENDMMSG)
+			return IN_FLIGHT_PROCESS;
+		return 0;
 	case 54: /* ioctl */
 		return installs_descriptors(regs->cx);
 	case 425: /* io_uring_setup */
@@ -186,14 +194,14 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	return 0;
 }
 
-/* The numbers of both tables. It runs on every system call of the machine, so it looks at the number and at nothing else; which table the
-   number is from is found out for the few that pass. */
+/* The numbers of both tables. It runs on every system call of the machine, so it looks at the number and at nothing
+   else; which table the number is from is found out for the few that pass. */
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 102: case 117: case 125: case 134: case 157:
-	case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397: case 425: case 426: case 427: case 438:
-	case 514: case 518: case 538:
+	case 9: case 10: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 102: case 117: case 125:
+	case 134: case 157: case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397:
+	case 425: case 426: case 427: case 438: case 514: case 518: case 538:
 		return 1;
 	}
 	return 0;
@@ -217,9 +225,10 @@ static __always_inline void begin(u32 what)
 		distrust_process(thread >> 32);
 		return;
 	}
-	/* Without a note the end of the call would not be counted, so neither is its start. A note that is already there was left by a call
-	   whose end was missed: it cannot happen, and if it does the count is no longer to be believed. A wide call without a note cannot be
-	   awaited; then everything that is derived while it runs must be distrusted, which only the table of 65536 running calls can cause. */
+	/* Without a note the end of the call would not be counted, so neither is its start. A note that is already
+	   there was left by a call whose end was missed: it cannot happen, and if it does the count is no longer to
+	   be believed. A wide call without a note cannot be awaited; then everything that is derived while it runs
+	   must be distrusted, which only the table of 65536 running calls can cause. */
 	if (bpf_map_update_elem(&in_flight_threads, &thread, &note, BPF_NOEXIST)) {
 		if (what & IN_FLIGHT_WIDE) {
 			__sync_fetch_and_add(&all->in_flight, 1);
@@ -292,9 +301,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 }
 
 /*
- * Run once over all threads, after the two programs above were attached: a call that began before them is not counted in flight, and a ring
- * that was set up before them is not known. Both make their process one not to be trusted. The registers of a thread that is in user
- * mode are those of its last call; such a process is distrusted for nothing.
+ * Run once over all threads, after the two programs above were attached: a call that began before them is not counted
+ * in flight, and a ring that was set up before them is not known. Both make their process one not to be trusted. The
+ * registers of a thread that is in user mode are those of its last call; such a process is distrusted for nothing.
  */
 SEC("iter/task")
 int distrust_running(struct bpf_iter__task *ctx)

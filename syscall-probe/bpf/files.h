@@ -6,9 +6,10 @@
 
 #include "maps.h"
 
-/* The first thing __mark_inode_dirty() does, whatever the file system, in the call that changes the inode. The generation moves whether the
-   slot is watched or not: the add is also the barrier between the inode's new times and the look at `watched`, so that a daemon
-   which marks the slot first and looks at the file afterwards misses neither. */
+/* The first thing __mark_inode_dirty() does, whatever the file system, in the call that changes the inode. The
+   generation moves whether the slot is watched or not: the add is also the barrier between the inode's new times and
+   the look at `watched`, so that a daemon which marks the slot first and looks at the file afterwards misses
+   neither. */
 SEC("tp_btf/writeback_mark_inode_dirty")
 int BPF_PROG(on_inode_dirty, struct inode *inode)
 {

@@ -29,8 +29,8 @@ _Static_assert(sizeof(struct socket_record) == 88, "mirrored in src/layout.rs");
 #define RECORD_IPV6_ONLY 2u
 #define RECORD_REUSE 4u
 
-/* The iterator itself holds one reference while it shows the file, which the count before 6.13 contains and the later one, stored less one,
-   cancels out. */
+/* The iterator itself holds one reference while it shows the file, which the count before 6.13 contains and the
+   later one, stored less one, cancels out. */
 static __always_inline u64 references(struct file *file)
 {
 	struct file___with_ref *with_ref = (void *)file;
@@ -75,7 +75,8 @@ int dump_sockets(struct bpf_iter__task_file *ctx)
 		record.flags |= RECORD_SHARED_TABLE;
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
 		record.flags |= RECORD_IPV6_ONLY;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) || BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport))
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) ||
+	    BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport))
 		record.flags |= RECORD_REUSE;
 	record.local_port = sk->__sk_common.skc_num;
 	record.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);

@@ -2,8 +2,8 @@
 /*
  * The kernel types the programs touch, and of each type only the fields they touch.
  *
- * Offsets are not taken from here: `preserve_access_index` makes clang emit a CO-RE relocation for every access, and the loader resolves it
- * against the running kernel's BTF. A full vmlinux.h would add 130,000 lines and say no more.
+ * Offsets are not taken from here: `preserve_access_index` makes clang emit a CO-RE relocation for every access, and
+ * the loader resolves it against the running kernel's BTF. A full vmlinux.h would add 130,000 lines and say no more.
  */
 #pragma once
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * What the kernel side shares with the daemon: the arrays of generations, the socket table, the events. src/layout.rs mirrors every value and
- * asserts the same sizes.
+ * What the kernel side shares with the daemon: the arrays of generations, the socket table, the events. src/layout.rs
+ * mirrors every value and asserts the same sizes.
  *
- * Arrays are indexed by a hash of the thing, never by the thing: they are bounded, cannot fill, and need no clean-up. Two things that share
- * a slot make each other's answers miss, which costs speed and never truth.
+ * Arrays are indexed by a hash of the thing, never by the thing: they are bounded, cannot fill, and need no clean-up.
+ * Two things that share a slot make each other's answers miss, which costs speed and never truth.
  */
 #pragma once
 
@@ -24,10 +24,11 @@
 /* Index: tgid (in the initial pid namespace) modulo PROCESS_SLOTS. */
 struct process_slot {
 	u64 generation;
+	u64 exec_generation; /* the generation since which the process runs its program; 0: no exec was seen */
 	s32 in_flight;	/* watched calls that have begun and not ended */
 	u32 unreliable; /* sticky: a process of this slot can change without a call that we see */
 };
-_Static_assert(sizeof(struct process_slot) == 16, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct process_slot) == 24, "mirrored in src/layout.rs");
 
 /* Index: inode number modulo FILE_SLOTS. */
 struct file_slot {
@@ -123,7 +124,8 @@ struct {
 	__uint(max_entries, EVENT_BYTES);
 } events SEC(".maps");
 
-/* A locked add is a full barrier on x86: what the kernel did before the hook is visible to whoever sees the new value. */
+/* A locked add is a full barrier on x86: what the kernel did before the hook is visible to whoever sees the new
+   value. */
 static __always_inline void move(u64 *generation)
 {
 	__sync_fetch_and_add(generation, 1);

@@ -9,7 +9,14 @@
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task)
 {
-	move_process(task->tgid);
+	struct process_slot *slot = process_slot(task->tgid);
+
+	/* The mark comes before the generation: who sees the new generation sees the mark too. Whatever the former
+	   program made carries a generation below it. */
+	if (slot) {
+		*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
+		move(&slot->generation);
+	}
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }
@@ -20,7 +27,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
 	if (parent->tgid == child->tgid)
 		return 0;
-	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without any call of its own. */
+	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without
+	   any call of its own. */
 	if (parent->files == child->files) {
 		distrust_process(parent->tgid);
 		distrust_process(child->tgid);
@@ -32,9 +40,9 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
-/* The kernel runs this for every thread, after it has been taken off signal->live and before its descriptors are closed. `live` and not the
-   tracepoint's own group_dead argument, which kernels before 6.16 do not have. Two last threads that end at once may both see none alive:
-   then the event comes twice. */
+/* The kernel runs this for every thread, after it has been taken off signal->live and before its descriptors are
+   closed. `live` and not the tracepoint's own group_dead argument, which kernels before 6.16 do not have. Two last
+   threads that end at once may both see none alive: then the event comes twice. */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {

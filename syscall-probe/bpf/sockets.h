@@ -2,8 +2,8 @@
 /*
  * Sockets that come into being, take a port, and give it up.
  *
- * A port's generation moves before the port can belong to another socket (release, close) and, where a socket can take a port that others
- * have (bind, SO_REUSEADDR, SO_REUSEPORT, listen, connect), before the taker's first packet.
+ * A port's generation moves before the port can belong to another socket (release, close) and, where a socket can take
+ * a port that others have (bind, SO_REUSEADDR, SO_REUSEPORT, listen, connect), before the taker's first packet.
  */
 #pragma once
 
@@ -12,6 +12,7 @@
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 #define SOCK_RAW 3
+#define IPPROTO_TCP 6
 #define ALLOW 1
 
 SEC("cgroup/sock_create")
@@ -42,13 +43,18 @@ int on_sock_create(struct bpf_sock *ctx)
 	return ALLOW;
 }
 
-/* The last close, before the protocol lets go of the port. The verifier does not let this hook read bpf_sock's port fields, but the context
-   is the kernel's socket, and the probing read is allowed. A raw socket's "port" is its protocol: it moves a port for nothing. */
+/* The last close, before the protocol lets go of the port. The verifier does not let this hook read bpf_sock's port
+   fields, but the context is the kernel's socket, and the probing read is allowed. A raw socket's "port" is its
+   protocol: it moves a port for nothing.
+   Not for TCP: a connection that is closed keeps its ends, and sends for those who held it, until its state becomes
+   closed, which on_tcp_state sees; a socket that was only bound frees a port that its next owner must bind. */
 SEC("cgroup/sock_release")
 int on_sock_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
 
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+		return ALLOW;
 	move_port(BPF_CORE_READ(sk, __sk_common.skc_num));
 	return ALLOW;
 }

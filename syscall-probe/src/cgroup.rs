@@ -7,8 +7,8 @@ use procfs::process::Process;
 /// Inode number of the initial cgroup namespace (include/linux/proc_ns.h, `PROC_CGROUP_INIT_INO`).
 const INITIAL_NAMESPACE: &str = "cgroup:[4026531835]";
 
-/// Opens the root of the cgroup2 hierarchy, wherever it is mounted (/sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1). The error is a
-/// sentence for the operator.
+/// Opens the root of the cgroup2 hierarchy, wherever it is mounted (/sys/fs/cgroup, or /sys/fs/cgroup/unified beside
+/// version 1). The error is a sentence for the operator.
 pub(crate) fn open_root() -> Result<File, String> {
     // In another cgroup namespace what looks like the root is a branch, and sockets outside of it would go unseen.
     match fs::read_link("/proc/self/ns/cgroup") {

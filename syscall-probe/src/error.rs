@@ -11,12 +11,14 @@ use aya::{BtfError, EbpfError};
 pub enum LoadError {
     /// The daemon runs in a pid namespace of its own: the programs see the kernel's process ids, the daemon others.
     #[error(
-        "the daemon runs in a pid namespace of its own, where process ids are not those that the kernel reports; run it in the initial one (docker: --pid=host)"
+        "the daemon runs in a pid namespace of its own, where process ids are not those that the kernel reports; \
+         run it in the initial one (docker: --pid=host)"
     )]
     PidNamespace,
     /// The process may not load eBPF programs.
     #[error(
-        "the kernel does not allow this process to load eBPF programs; it needs root (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
+        "the kernel does not allow this process to load eBPF programs; \
+         it needs root (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
     )]
     NotPermitted(#[source] Box<EbpfError>),
     /// The kernel does not describe its types.

@@ -9,8 +9,9 @@ use crate::layout::{DecodeError, Event};
 
 /// The kernel's messages about processes. The descriptor polls readable when there is one.
 ///
-/// Messages are hints to do work early (hash a new program before its first packet, forget a process); nothing that is kept may depend on one
-/// arriving. If the ring is full, [`crate::Generations::lost_events`] and [`crate::Generations::wide`] move.
+/// Messages are hints to do work early (hash a new program before its first packet, forget a process); nothing that is
+/// kept may depend on one arriving. If the ring is full, [`crate::Generations::lost_events`] and
+/// [`crate::Generations::wide`] move.
 pub struct Events {
     ring: RingBuf<MapData>,
 }

@@ -10,12 +10,14 @@ use crate::sys::SharedArray;
 
 /// The state of a process as far as answers derived from it are concerned.
 ///
-/// Two equal values, both settled, mean that the process was made of the same objects and had given no socket away in between.
+/// Two equal values, both settled, mean that the process was made of the same objects and had given no socket away in
+/// between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
     /// Moves when the process may have changed.
     pub value: u64,
-    /// No change is under way, and every change would be seen. While it is false nothing derived from the process may be kept or used.
+    /// No change is under way, and every change would be seen. While it is false nothing derived from the process may
+    /// be kept or used.
     pub settled: bool,
 }
 
@@ -58,8 +60,9 @@ const EXT_MAGIC: u64 = 0xef53;
 impl FileWatch {
     /// Whether a file system reports all changes of its files; `filesystem` is the `f_type` of statfs(2).
     ///
-    /// True for ext2, ext3 and ext4 alone. tmpfs and memfd report the first write to a file and hardly any later change (tried on Linux 6.18).
-    /// Others keep their own account of what is dirty. A file of theirs has to be looked at each time. For an overlay ask about the file below.
+    /// True for ext2, ext3 and ext4 alone. tmpfs and memfd report the first write to a file and hardly any later change
+    /// (tried on Linux 6.18). Others keep their own account of what is dirty. A file of theirs has to be looked at each
+    /// time. For an overlay ask about the file below.
     pub fn covers(filesystem: u64) -> bool {
         filesystem == EXT_MAGIC
     }
@@ -75,7 +78,8 @@ pub(crate) struct Shared {
     pub(crate) detached: AtomicBool,
 }
 
-/// Reads generations. Cheap to copy to every thread; outlives the [`crate::Probe`], after which nothing is exact or settled any more.
+/// Reads generations. Cheap to copy to every thread; outlives the [`crate::Probe`], after which nothing is exact or
+/// settled any more.
 #[derive(Clone)]
 pub struct Generations {
     shared: Arc<Shared>,
@@ -86,12 +90,13 @@ impl Generations {
         Generations { shared }
     }
 
-    /// The generation of the process with this id (in the initial pid namespace). It moves at exec, at an executable mapping, when the process
-    /// forks, ends, or may have passed a descriptor on. Processes that use io_uring or share a descriptor table are never settled.
+    /// The generation of the process with this id (in the initial pid namespace). It moves at exec, at an executable
+    /// mapping, when the process forks, ends, or may have passed a descriptor on. Processes that use io_uring or share
+    /// a descriptor table are never settled.
     pub fn process(&self, tgid: u32) -> Generation {
         let slot = &self.shared.processes[tgid as usize % PROCESS_SLOTS];
-        // A call moves the generation before it stops being in flight. Loading in the same order, whoever sees the call as over either sees its
-        // generation too or has the older one, which the next comparison finds out.
+        // A call moves the generation before it stops being in flight. Loading in the same order, whoever sees the call
+        // as over either sees its generation too or has the older one, which the next comparison finds out.
         let value = slot.generation.load(Ordering::Acquire);
         let settled = slot.in_flight.load(Ordering::Acquire) == 0
             && slot.unreliable.load(Ordering::Acquire) == 0
@@ -100,8 +105,15 @@ impl Generations {
         Generation { value, settled }
     }
 
-    /// The generation of a local port, of all protocols and network namespaces together. It moves when a socket gives the port up, takes it by
-    /// bind, listens on it or connects from it with TCP. See [`crate::SocketRecord::reuse`] for what it does not show.
+    /// The generation since which the process with this id runs its program: what it made at an older one was made by
+    /// the program before. 0 if no exec of it was seen.
+    pub fn exec(&self, tgid: u32) -> u64 {
+        self.shared.processes[tgid as usize % PROCESS_SLOTS].exec_generation.load(Ordering::Acquire)
+    }
+
+    /// The generation of a local port, of all protocols and network namespaces together. It moves when a socket gives
+    /// the port up, takes it by bind, listens on it or connects from it with TCP. See [`crate::SocketRecord::reuse`]
+    /// for what it does not show.
     pub fn port(&self, port: u16) -> u64 {
         self.shared.ports[usize::from(port)].load(Ordering::Acquire)
     }
@@ -111,27 +123,31 @@ impl Generations {
         self.wide_slot().generation.load(Ordering::Acquire)
     }
 
-    /// Moves when any watched file may have changed: as long as it stands still, no [`FileWatch`] needs to be looked at.
+    /// Moves when any watched file may have changed: as long as it stands still, no [`FileWatch`] needs to be looked
+    /// at.
     pub fn file_epoch(&self) -> u64 {
         self.wide_slot().file_epoch.load(Ordering::Acquire)
     }
 
-    /// Watches the file with this inode number, on a file system that [`FileWatch::covers`]. What is read of the file afterwards is covered, its
-    /// times first: from Linux 6.13 on they change with the first write after they were read, before that not within the same clock tick
-    /// (1 to 10 ms), and a change that leaves the times alone is not seen.
+    /// Watches the file with this inode number, on a file system that [`FileWatch::covers`]. What is read of the file
+    /// afterwards is covered, its times first: from Linux 6.13 on they change with the first write after they were
+    /// read, before that not within the same clock tick (1 to 10 ms), and a change that leaves the times alone is not
+    /// seen.
     ///
     /// A watch lasts as long as the probe; there are 131,072 slots for all files.
     pub fn watch_file(&self, inode: u64) -> FileWatch {
         let slot = inode % FILE_SLOTS as u64;
         self.shared.files[slot as usize].watched.store(1, Ordering::SeqCst);
-        // Or the caller's look at the file could come before the mark: the kernel changes the file first and looks for the mark then.
+        // Or the caller's look at the file could come before the mark: the kernel changes the file first and looks for
+        // the mark then.
         fence(Ordering::SeqCst);
         FileWatch(slot as u32)
     }
 
-    /// The generation of a watched file. It moves when the file's size or times change, **before** the data of a write are in place: what was
-    /// read while somebody may write is not covered by a generation read in between. A store into a shared mapping moves it when it is the first
-    /// to its page since the page was last written back. That the file is renamed or unlinked is no change of it.
+    /// The generation of a watched file. It moves when the file's size or times change, **before** the data of a write
+    /// are in place: what was read while somebody may write is not covered by a generation read in between. A store
+    /// into a shared mapping moves it when it is the first to its page since the page was last written back. That the
+    /// file is renamed or unlinked is no change of it.
     pub fn file(&self, watch: FileWatch) -> u32 {
         self.shared.files[watch.0 as usize % FILE_SLOTS].generation.load(Ordering::Acquire)
     }

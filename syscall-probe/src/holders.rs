@@ -13,12 +13,12 @@ const RECORDS: usize = 128;
 
 /// Lists open IPv4 and IPv6 sockets of any protocol: one [`SocketRecord`] per descriptor.
 ///
-/// A list is not one moment's truth: the iterator goes from process to process while they run. Whoever keeps what it derived from one reads the
-/// generations before. Processes are those of the caller's pid namespace and below. In a process whose first thread has ended, each
-/// descriptor is listed once per thread.
+/// A list is not one moment's truth: the iterator goes from process to process while they run. Whoever keeps what it
+/// derived from one reads the generations before. Processes are those of the caller's pid namespace and below. In a
+/// process whose first thread has ended, each descriptor is listed once per thread.
 ///
-/// Not listed, because no descriptor shows them: sockets under way in a message, and those only registered with an io_uring.
-/// [`SocketRecord::file_refs`] tells that there are such references.
+/// Not listed, because no descriptor shows them: sockets under way in a message, and those only registered with an
+/// io_uring. [`SocketRecord::file_refs`] tells that there are such references.
 #[derive(Debug, Clone)]
 pub struct Holders {
     program: Arc<OwnedFd>,
@@ -76,7 +76,8 @@ impl Holders {
     }
 }
 
-/// Reads what there is; 0 at the end. EAGAIN is the kernel's way to say that it went over a million files without one of ours.
+/// Reads what there is; 0 at the end. EAGAIN is the kernel's way to say that it went over a million files without one
+/// of ours.
 pub(crate) fn read_some(iterator: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match iterator.read(buffer) {

@@ -50,9 +50,10 @@ pub(crate) enum Place {
 impl Hook {
     /// Every hook, in the order in which they are attached.
     ///
-    /// `SysExit` before `SysEnter`: a call is counted in flight at its start, so from the first one counted its end must be seen as well, or
-    /// the count would never fall. The other way round, an end whose start was not seen is recognised by the missing note and
-    /// not counted. `RunningTasks` after both: it covers the calls that had begun before `SysEnter` was there.
+    /// `SysExit` before `SysEnter`: a call is counted in flight at its start, so from the first one counted its end
+    /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
+    /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
+    /// before `SysEnter` was there.
     pub const ALL: [Hook; 13] = [
         Hook::Exit,
         Hook::SysExit,

@@ -1,4 +1,5 @@
-//! What `bpf/maps.h` and `bpf/holders.h` lay out in memory, seen from this side: sizes, offsets, and how a record's bytes become a value.
+//! What `bpf/maps.h` and `bpf/holders.h` lay out in memory, seen from this side: sizes, offsets, and how a record's
+//! bytes become a value.
 //!
 //! Everything is in the byte order of the machine, except addresses, which are in network order.
 
@@ -16,6 +17,7 @@ pub(crate) const FILE_SLOTS: usize = 131_072;
 #[repr(C)]
 pub(crate) struct ProcessSlot {
     pub(crate) generation: AtomicU64,
+    pub(crate) exec_generation: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     pub(crate) unreliable: AtomicU32,
 }
@@ -38,7 +40,7 @@ pub(crate) struct Wide {
     padding: AtomicU32,
 }
 
-const _: () = assert!(size_of::<ProcessSlot>() == 16);
+const _: () = assert!(size_of::<ProcessSlot>() == 24);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 40);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
@@ -59,10 +61,12 @@ pub struct Creator {
     pub start: u64,
     /// It is a `SOCK_RAW` socket.
     pub raw: bool,
-    /// Its maker's descriptor table may have been shared with another process, which then holds the socket as well. (A process with threads
-    /// that gave up the common table can hide this; [`crate::Generations::process`] calls processes that were *seen* to share unsettled.)
+    /// Its maker's descriptor table may have been shared with another process, which then holds the socket as well. (A
+    /// process with threads that gave up the common table can hide this; [`crate::Generations::process`] calls
+    /// processes that were *seen* to share unsettled.)
     pub shared_table: bool,
-    /// The maker's [`crate::Generation::value`] when the socket was made: while it is unchanged nobody else can have got the socket from it.
+    /// The maker's [`crate::Generation::value`] when the socket was made: while it is unchanged nobody else can have
+    /// got the socket from it.
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
@@ -81,9 +85,10 @@ pub struct SocketRecord {
     pub inode: u64,
     /// Cookie of the socket, as in `SO_COOKIE` and in socket diagnostics. Never 0.
     pub cookie: u64,
-    /// References of the open file: one for every descriptor of every process (dup, fork, SCM_RIGHTS), for every message it is under way in, for
-    /// every io_uring it is registered with, **and one for every call that is running on it in a process with several threads** (a blocked
-    /// `accept` or `recv`). One that no record accounts for is therefore a holder that cannot be seen, or such a call.
+    /// References of the open file: one for every descriptor of every process (dup, fork, SCM_RIGHTS), for every
+    /// message it is under way in, for every io_uring it is registered with, **and one for every call that is running
+    /// on it in a process with several threads** (a blocked `accept` or `recv`). One that no record accounts for is
+    /// therefore a holder that cannot be seen, or such a call.
     pub file_refs: u64,
     /// Inode number of the socket's network namespace, as in `/proc/PID/ns/net`.
     pub netns: u32,
@@ -99,8 +104,9 @@ pub struct SocketRecord {
     pub shared_table: bool,
     /// `IPV6_V6ONLY` is set.
     pub ipv6_only: bool,
-    /// `SO_REUSEADDR` or `SO_REUSEPORT` is set: a datagram socket of another process that sets the same option may join this one's port by just
-    /// sending or connecting, if the port is one that the kernel chooses (`ip_local_port_range`), and **no hook sees that**.
+    /// `SO_REUSEADDR` or `SO_REUSEPORT` is set: a datagram socket of another process that sets the same option may join
+    /// this one's port by just sending or connecting, if the port is one that the kernel chooses
+    /// (`ip_local_port_range`), and **no hook sees that**.
     pub reuse: bool,
     /// Local port, or for `SOCK_RAW` the protocol, or for ICMP echo sockets the identifier. 0: none.
     pub local_port: u16,
@@ -164,7 +170,8 @@ const RECORD_SHARED_TABLE: u8 = 1;
 const RECORD_IPV6_ONLY: u8 = 2;
 const RECORD_REUSE: u8 = 4;
 
-/// `N` bytes at a constant offset of a record whose length is known: the offsets below are checked by every decoding test.
+/// `N` bytes at a constant offset of a record whose length is known: the offsets below are checked by every decoding
+/// test.
 fn bytes<const N: usize, const LENGTH: usize>(record: &[u8; LENGTH], offset: usize) -> [u8; N] {
     std::array::from_fn(|index| record[offset + index])
 }

@@ -1,9 +1,9 @@
 //! What the kernel can tell a firewall about processes and sockets, and when something it told is no longer true.
 //!
-//! The daemon keeps answers: what a process is made of, who holds a socket. Each was derived from things that change inside system calls. The
-//! eBPF programs of this crate (`bpf/`) move a *generation* in the very call that makes the change, before the changed process can send
-//! its next packet. An answer is kept together with the generations it was derived from, read **before** anything was looked at, and is used
-//! only while they are the same:
+//! The daemon keeps answers: what a process is made of, who holds a socket. Each was derived from things that change
+//! inside system calls. The eBPF programs of this crate (`bpf/`) move a *generation* in the very call that makes the
+//! change, before the changed process can send its next packet. An answer is kept together with the generations it was
+//! derived from, read **before** anything was looked at, and is used only while they are the same:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,12 +16,13 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The generations are arrays in memory shared with the kernel: reading one is a load, not a system call. They are indexed by slots which
-//! unrelated things may share, so an answer can be thrown away for nothing; it is never kept wrongly. What the kernel at hand cannot tell
-//! exactly, [`Generations::exact`] says: then nothing that depends on it may be kept.
+//! The generations are arrays in memory shared with the kernel: reading one is a load, not a system call. They are
+//! indexed by slots which unrelated things may share, so an answer can be thrown away for nothing; it is never kept
+//! wrongly. What the kernel at hand cannot tell exactly, [`Generations::exact`] says: then nothing that depends on it
+//! may be kept.
 //!
-//! Two things a generation cannot say. *Absence* is not covered: "no process holds this" must not be kept. And [`SocketRecord`] explains which
-//! holders a dump cannot show.
+//! Two things a generation cannot say. *Absence* is not covered: "no process holds this" must not be kept. And
+//! [`SocketRecord`] explains which holders a dump cannot show.
 //!
 //! README.md of this crate says for each hook why it is there.
 

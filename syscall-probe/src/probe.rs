@@ -36,7 +36,8 @@ pub struct Options {
     pub without: Vec<Hook>,
 }
 
-/// The attached programs. Dropping it detaches all of them, and so does the end of the process, whatever the reason: nothing is pinned.
+/// The attached programs. Dropping it detaches all of them, and so does the end of the process, whatever the reason:
+/// nothing is pinned.
 pub struct Probe {
     shared: Arc<Shared>,
     sockets: Arc<CreatedSockets>,
@@ -54,7 +55,8 @@ impl Probe {
     ///
     /// Only if nothing can work. A hook that cannot be attached is listed by [`Probe::missing`] instead.
     pub fn load(options: &Options) -> Result<Probe, LoadError> {
-        // Without /proc nothing is known about the namespace; the daemon has other reasons to need /proc, and other words for it.
+        // Without /proc nothing is known about the namespace; the daemon has other reasons to need /proc, and other
+        // words for it.
         if fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() != INITIAL_PID_NAMESPACE) {
             return Err(LoadError::PidNamespace);
         }

@@ -9,7 +9,8 @@ use crate::layout::{CREATED_SOCKET, Creator};
 
 pub(crate) type CreatedSockets = HashMap<MapData, u64, [u8; CREATED_SOCKET]>;
 
-/// The makers of the sockets that were made since the probe was loaded, up to the 131,072 most recently made or looked up.
+/// The makers of the sockets that were made since the probe was loaded, up to the 131,072 most recently made or looked
+/// up.
 ///
 /// Sockets that came out of `accept` are not made by a process and are not in it.
 #[derive(Clone)]
@@ -27,7 +28,8 @@ impl SocketTable {
         SocketTable { sockets }
     }
 
-    /// Who made the socket with this cookie; `None` if it is older than the probe, was accepted, or has been forgotten. One system call.
+    /// Who made the socket with this cookie; `None` if it is older than the probe, was accepted, or has been forgotten.
+    /// One system call.
     ///
     /// # Errors
     ///

@@ -13,7 +13,8 @@ use crate::layout::{FileSlot, ProcessSlot, Wide};
 ///
 /// # Safety
 ///
-/// The type consists of atomics alone, without padding, so that every bit pattern is valid and every access is an atomic one.
+/// The type consists of atomics alone, without padding, so that every bit pattern is valid and every access is an
+/// atomic one.
 pub(crate) unsafe trait SharedWithKernel {}
 // SAFETY: an atomic.
 unsafe impl SharedWithKernel for AtomicU64 {}
@@ -50,7 +51,8 @@ impl<T: SharedWithKernel> SharedArray<T> {
             Access::Read => libc::PROT_READ,
             Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the kernel refuses one larger than the map.
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the kernel refuses one
+        // larger than the map.
         let start = unsafe {
             libc::mmap(std::ptr::null_mut(), entries * size_of::<T>(), protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
         };
@@ -68,8 +70,9 @@ impl<T: SharedWithKernel> Deref for SharedArray<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `start` is page-aligned and maps `entries` values until drop; `T` is atomics alone, so the kernel's stores race with none of
-        // our accesses and every bit pattern is valid. Stores through a read-only mapping fault; only file slots are stored to.
+        // SAFETY: `start` is page-aligned and maps `entries` values until drop; `T` is atomics alone, so the kernel's
+        // stores race with none of our accesses and every bit pattern is valid. Stores through a read-only mapping
+        // fault; only file slots are stored to.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.entries) }
     }
 }
@@ -120,7 +123,8 @@ struct IterCreate {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value, which the callers lay out as the command demands, and writes none.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value, which the callers lay out as the command
+    // demands, and writes none.
     let descriptor = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     match RawFd::try_from(descriptor) {
         // SAFETY: both commands return a new descriptor, which nobody else owns.
@@ -133,7 +137,8 @@ fn unsigned(descriptor: RawFd) -> io::Result<u32> {
     u32::try_from(descriptor).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
 }
 
-/// Starts an iterator program over the tasks of one process, or of all if `tgid` is 0, and returns the descriptor its output is read from.
+/// Starts an iterator program over the tasks of one process, or of all if `tgid` is 0, and returns the descriptor its
+/// output is read from.
 ///
 /// Kernels before 6.1 cannot restrict it to one process, and go over all without saying so.
 ///

@@ -71,6 +71,9 @@ pub struct Holder {
     pub process: Process,
     /// Its generation, read before it was looked at.
     pub generation: u64,
+    /// A generation at which it had the socket, or the one that this was accepted from, if it is known. Whatever came
+    /// out of the socket is the work of programs it ran since.
+    pub since: Option<u64>,
 }
 
 impl Holder {
@@ -238,7 +241,8 @@ impl Means<'_> {
             && wide == creator.wide_generation
             && !creator.shared_table
             && !creator.raw;
-        alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value })
+        let since = Some(creator.process_generation);
+        alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value, since })
     }
 
     /// Those who held a socket last that no file holds any more: the holders of an earlier answer, or its maker, if they
@@ -252,7 +256,7 @@ impl Means<'_> {
         }
         let maker = self.sockets.creator(cookie).ok()??;
         let process = Process::new(maker.tgid, maker.start);
-        let made = Holder { process, generation: maker.process_generation };
+        let made = Holder { process, generation: maker.process_generation, since: Some(maker.process_generation) };
         let alone = made.ended_at_most(self.generations)
             && self.generations.wide() == maker.wide_generation
             && !maker.shared_table

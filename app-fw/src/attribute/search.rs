@@ -53,8 +53,10 @@ impl Found {
 
     fn add(&mut self, holders: impl IntoIterator<Item = Holder>) {
         for holder in holders {
-            if !self.holders.iter().any(|known| known.process == holder.process) {
-                self.holders.push(holder);
+            match self.holders.iter_mut().find(|known| known.process == holder.process) {
+                // Of several sockets the one counts that was made first.
+                Some(known) => known.since = known.since.min(holder.since),
+                None => self.holders.push(holder),
             }
         }
     }
@@ -91,10 +93,16 @@ impl Search {
         if !namespace.is_own() {
             self.diag = None;
         }
-        let found = found.unwrap_or_else(|error| {
+        let mut found = found.unwrap_or_else(|error| {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
+        for holder in &mut found.holders {
+            // A connection that was accepted comes from a socket of the same flow's earlier answer.
+            let earlier = previous.into_iter().flat_map(|previous| &previous.holders);
+            let mut earlier = earlier.filter(|earlier| earlier.process == holder.process);
+            holder.since = holder.since.or_else(|| earlier.next()?.since);
+        }
         Owners {
             stamp: stamp.filter(|_| !found.fleeting && !found.holders.is_empty()),
             wide,
@@ -240,7 +248,7 @@ impl Search {
         likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
         likely.sort_unstable();
         likely.dedup();
-        let accounted = self.accounted(socket.inode, &likely)?;
+        let accounted = self.accounted(socket.inode, socket.cookie, &likely)?;
         accounted.complete.then_some(accounted.holders)
     }
 
@@ -249,7 +257,7 @@ impl Search {
     }
 
     /// Those of `processes` that hold the socket. `None`: nobody, or that cannot be told here.
-    fn accounted(&self, inode: u64, processes: &[Process]) -> Option<Accounted> {
+    fn accounted(&self, inode: u64, cookie: u64, processes: &[Process]) -> Option<Accounted> {
         let (generations, iterator) = (self.generations.as_ref()?, self.iterator.as_ref()?);
         let mut records = Vec::new();
         let mut holders = Vec::new();
@@ -269,7 +277,8 @@ impl Search {
             }
             if descriptors > before {
                 settled &= generation.settled;
-                holders.push(Holder { process: *process, generation: generation.value });
+                let since = self.made_by(cookie, *process);
+                holders.push(Holder { process: *process, generation: generation.value, since });
             }
         }
         (!holders.is_empty()).then_some(Accounted { holders, complete: settled && references == descriptors })
@@ -281,11 +290,15 @@ impl Search {
             records.iter().filter(|record| record.inode == inode).map(process_of).collect();
         processes.sort_unstable();
         processes.dedup();
-        if let Some(accounted) = self.accounted(inode, &processes) {
+        if let Some(accounted) = self.accounted(inode, cookie, &processes) {
             found.fleeting |= !accounted.complete;
             // Those that gave it up between the two looks stay: the packet may be theirs.
-            found.fleeting |= accounted.holders.len() < processes.len();
+            processes.retain(|process| !accounted.holders.iter().any(|holder| holder.process == *process));
+            found.fleeting |= !processes.is_empty();
             found.add(accounted.holders);
+            if processes.is_empty() {
+                return;
+            }
         } else {
             found.fleeting = true;
         }
@@ -301,9 +314,15 @@ impl Search {
         found.add(processes.into_iter().map(|process| self.holder(process)));
     }
 
+    /// The generation at which a process made a socket, if it did.
+    fn made_by(&self, cookie: u64, process: Process) -> Option<u64> {
+        let maker = self.sockets.as_ref()?.creator(cookie).ok()??;
+        (Process::new(maker.tgid, maker.start) == process).then_some(maker.process_generation)
+    }
+
     fn holder(&self, process: Process) -> Holder {
         let generation = self.generations.as_ref().map_or(0, |generations| generations.process(process.tgid).value);
-        Holder { process, generation }
+        Holder { process, generation, since: None }
     }
 
     /// All holders of all sockets of `records` that `wanted` wants. `None`: there is no such socket.

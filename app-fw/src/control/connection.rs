@@ -130,7 +130,11 @@ impl Connection {
             (&mut self.stream).take(length as u64).read_to_end(&mut body).await?;
             if body.len() == length { Ok(Some(body)) } else { Err(Broken::Truncated) }
         };
-        timeout(self.limits.frame, rest).await.map_err(|_| Broken::SlowFrame)?
+        // Half a request has asked for nothing: the end need not wait for the rest.
+        tokio::select! {
+            read = timeout(self.limits.frame, rest) => read.map_err(|_| Broken::SlowFrame)?,
+            _ = self.stopping.wait_for(|stopping| *stopping) => Ok(None),
+        }
     }
 
     async fn send(&mut self, frame: &[u8]) -> Result<(), Broken> {
