@@ -8,15 +8,20 @@ use std::process::{Command, ExitCode};
 /// Tried after `$CLANG` and `clang`: Debian installs a versioned name only, if `clang` itself is not asked for.
 const VERSIONS: std::ops::RangeInclusive<u32> = 12..=25;
 
+const REMEDY: &str = "\
+The eBPF programs need a C compiler for the eBPF machine and libbpf's headers. On Debian:
+
+    apt-get install clang libbpf-dev
+
+A compiler of another name is taken from $CLANG.";
+
 fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=bpf");
     println!("cargo:rerun-if-env-changed=CLANG");
     match compile() {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            eprintln!(
-                "{reason}\n\nThe eBPF programs need a C compiler for the eBPF machine and libbpf's headers. On Debian:\n\n    apt-get install clang libbpf-dev\n\nA compiler of another name is taken from $CLANG."
-            );
+            eprintln!("{reason}\n\n{REMEDY}");
             ExitCode::FAILURE
         }
     }
@@ -32,7 +37,8 @@ fn compile() -> Result<(), String> {
     let status = Command::new(&clang)
         .args(["-target", "bpf", "-mcpu=v3", "-g", "-O2"])
         .args(["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"])
-        // <linux/bpf.h> includes <asm/types.h>, which Debian keeps in a folder per architecture that this target does not search.
+        // <linux/bpf.h> includes <asm/types.h>, which Debian keeps in a folder per architecture that this target does
+        // not search.
         .arg("-I/usr/include/x86_64-linux-gnu")
         .args(["-c", "bpf/probe.bpf.c", "-o"])
         .arg(&object)

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -303,9 +304,15 @@ impl Means {
     }
 
     fn hash_ahead(&self, upcoming: &Receiver<Process>) {
+        let own = self.namespaces.load().own.id.inode;
         for process in upcoming {
-            // Only the digests stay; a process that is gone already needs none.
-            let _ = self.reader().read(process, Hashing::Allowed);
+            // What lives elsewhere sends nothing through this daemon's queues but by way of a container's cable.
+            let lives_here =
+                std::fs::metadata(format!("/proc/{}/ns/net", process.tgid)).is_ok_and(|ns| ns.ino() == own);
+            if lives_here {
+                // Only the digests stay; a process that is gone already needs none.
+                let _ = self.reader().read(process, Hashing::Allowed);
+            }
         }
     }
 }

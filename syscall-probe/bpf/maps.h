@@ -41,7 +41,7 @@ struct wide {
 	u64 generation;	  /* moves when it cannot be said whose answers went stale */
 	u64 file_epoch;	  /* moves with the generation of any watched file slot */
 	u64 lost_events;  /* events for which the ring had no room */
-	u64 raw_sockets;  /* SOCK_RAW sockets created since the probe was loaded */
+	u64 raw_sockets;  /* SOCK_RAW sockets created since the probe was loaded; answers about senders depend on it */
 	s32 in_flight;	  /* calls in flight that may change any process */
 	u32 padding;
 };

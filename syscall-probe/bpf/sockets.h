@@ -27,10 +27,10 @@ int on_sock_create(struct bpf_sock *ctx)
 
 	if (!slot || !all)
 		return ALLOW;
-	/* A raw socket can send packets of anybody's: whoever found a flow's owners without it has to look again. */
+	/* A raw socket can send packets of anybody's: whoever found a flow's owners without it has to look again. It has
+	   a count of its own, for it changes nothing about who holds what. */
 	if (ctx->type == SOCK_RAW) {
 		__sync_fetch_and_add(&all->raw_sockets, 1);
-		move(&all->generation);
 		socket.flags |= CREATED_RAW;
 	}
 	if (BPF_CORE_READ(task, files, count.counter) > BPF_CORE_READ(task, signal, nr_threads))

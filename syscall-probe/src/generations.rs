@@ -157,7 +157,7 @@ impl Generations {
         self.wide_slot().lost_events.load(Ordering::Acquire)
     }
 
-    /// Raw sockets made since the probe was loaded. [`Generations::wide`] moved for each.
+    /// Raw sockets made since the probe was loaded. An answer to who may have sent a packet depends on it.
     pub fn raw_sockets(&self) -> u64 {
         self.wide_slot().raw_sockets.load(Ordering::Acquire)
     }

@@ -130,7 +130,7 @@ fn below_an_overlay() {
     let mut actor = Actor::start();
     actor.act(&format!("overlay {}", place.display()));
     // The path leads to the merged tree only as the actor sees it.
-    let merged = PathBuf::from(actor.proc(&format!("root{}/merged/file", place.display())));
+    let merged = actor.proc(&format!("root{}/merged/file", place.display()));
     Watched::existing(merged.clone(), &upper).moves(&mut actor, &["mmap-store"]);
     Watched::existing(merged, &upper).moves(&mut actor, &CHANGES);
 }

@@ -109,6 +109,8 @@ pub struct Owners {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
     wide: u64,
+    /// [`Generations::raw_sockets`]: whoever makes a raw socket may have sent anything.
+    raw: u64,
     port: u64,
     local_port: u16,
 }
@@ -119,6 +121,7 @@ impl Stamp {
         let (exact, local_port) = (generations.exact(), endpoint.tuple.local_port);
         (exact.processes && exact.ports && exact.sockets).then(|| Stamp {
             wide: generations.wide(),
+            raw: generations.raw_sockets(),
             port: generations.port(local_port),
             local_port,
         })
@@ -155,7 +158,7 @@ impl Owners {
     /// What changed.
     pub fn check(&self, generations: &Generations) -> Result<(), Staleness> {
         let stamp = self.stamp.as_ref().ok_or(Staleness::NotKept)?;
-        if generations.wide() != stamp.wide {
+        if generations.wide() != stamp.wide || generations.raw_sockets() != stamp.raw {
             return Err(Staleness::Wide);
         }
         if generations.port(stamp.local_port) != stamp.port {
@@ -203,6 +206,7 @@ pub fn quick(
     };
     match found.state {
         state::LISTEN | state::SYN_RECV => None,
+        state::TIME_WAIT => Some(means.time_wait(found.cookie, previous)),
         // Nobody can get hold of it any more; as long as it is there, the answer holds.
         _ if found.inode == 0 => {
             let last = means.last_holders(found.cookie, previous)?;
@@ -243,6 +247,15 @@ impl Means<'_> {
             && !creator.raw;
         let since = Some(creator.process_generation);
         alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value, since })
+    }
+
+    /// What is left of a connection says the last word for it, without data: whatever became of its holders since, they are
+    /// those of the earlier answer. Nobody's, if there is none.
+    fn time_wait(&self, cookie: u64, previous: Option<&Owners>) -> Owners {
+        match previous {
+            Some(previous) if previous.cookies.contains(&cookie) => Owners { stamp: None, ..previous.clone() },
+            _ => self.last_holders(cookie, previous).unwrap_or_default(),
+        }
     }
 
     /// Those who held a socket last that no file holds any more: the holders of an earlier answer, or its maker, if they

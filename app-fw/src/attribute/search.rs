@@ -104,7 +104,8 @@ impl Search {
             holder.since = holder.since.or_else(|| earlier.next()?.since);
         }
         Owners {
-            stamp: stamp.filter(|_| !found.fleeting && !found.holders.is_empty()),
+            // One of several holders may give the socket up without any generation moving; a sole one may not.
+            stamp: stamp.filter(|_| !found.fleeting && found.holders.len() == 1),
             wide,
             holders: found.holders,
             undetermined: found.undetermined,
@@ -120,6 +121,9 @@ impl Search {
         };
         if socket.inode != 0 && !matches!(socket.state, state::LISTEN | state::SYN_RECV) {
             return self.holders(endpoint, &[socket], previous);
+        }
+        if let (state::TIME_WAIT, Some(means)) = (socket.state, self.means()) {
+            return Ok(Found::last(&means.time_wait(socket.cookie, previous)));
         }
         if let Some(last) = self.means().and_then(|means| means.last_holders(socket.cookie, previous)) {
             return Ok(Found::last(&last));

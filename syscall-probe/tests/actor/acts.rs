@@ -41,7 +41,7 @@ impl Stage {
             ["shmat", flags] => shmat(flags.parse()?)?,
             ["fork"] => fork()?,
             ["clone-mmap", flags] => clone_mmap(flags.parse()?)?,
-            ["exec", program] => return Err(Command::new(program).exec().into()),
+            ["become-a-shell"] => return Err(become_a_shell().into()),
             ["unix-sendmsg"] => unix_sendmsg()?,
             ["unix-block"] => return self.block(),
             ["unix-unblock"] => self.unblock()?,
@@ -204,9 +204,8 @@ impl Stage {
 
     fn unblock(&mut self) -> Result<()> {
         let (reader, thread) = self.blocked.take().context("nothing is blocked")?;
-        while !thread.is_finished() {
-            reader.recv(&mut [0; 1024])?;
-        }
+        // The message that had to wait is the only one of a single byte, and the last.
+        while reader.recv(&mut [0; 1024])? != 1 {}
         let _ = thread.join();
         Ok(())
     }
@@ -291,6 +290,11 @@ fn shmat(flags: i32) -> Result<()> {
         ensure!(address as isize != -1 && libc::shmdt(address) == 0, "shmat");
     }
     Ok(())
+}
+
+/// Becomes a shell that says "awake" and waits to be killed. Returns only if that fails.
+fn become_a_shell() -> std::io::Error {
+    Command::new("/bin/sh").args(["-c", "echo 'actor: awake'; read nothing"]).exec()
 }
 
 fn fork() -> Result<()> {
@@ -403,7 +407,8 @@ fn change_file(how: &str, path: &str) -> Result<()> {
         "mmap-store" => {
             let length = PAGE;
             let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            // SAFETY: the file is at least a page long and nothing else truncates it; the mapping is used and removed here.
+            // SAFETY: the file is at least a page long and nothing else truncates it; the mapping is used and removed
+            // here.
             unsafe {
                 let page = nix::sys::mman::mmap(None, length, flags, MapFlags::MAP_SHARED, file.as_fd(), 0)?;
                 page.cast::<u8>().write_volatile(page.cast::<u8>().read_volatile().wrapping_add(1));

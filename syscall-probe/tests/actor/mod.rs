@@ -1,7 +1,7 @@
 //! A process that does one thing at a time on request, in a network namespace of its own: what the tests watch.
 //!
-//! It is the test binary itself, run again with only the test `actor`. It is a process apart because generations are per process, and the tests of
-//! one binary run side by side.
+//! It is the test binary itself, run again with only the test `actor`. It is a process apart because generations are
+//! per process, and the tests of one binary run side by side.
 
 // Each test binary uses its own part of this.
 #![allow(dead_code, unsafe_code)]
@@ -53,7 +53,7 @@ impl Actor {
 
     /// Makes the actor do something; returns what it says when it has.
     pub fn act(&mut self, command: &str) -> String {
-        self.say(command);
+        writeln!(self.commands.as_mut().expect("a pipe"), "{command}").expect("the actor listens");
         let reply = self.reply();
         assert!(!reply.starts_with("error"), "{command}: {reply}");
         reply
@@ -62,17 +62,6 @@ impl Actor {
     /// As [`Actor::act`], for what is answered with a number.
     pub fn number(&mut self, command: &str) -> u64 {
         self.act(command).parse().expect("a number")
-    }
-
-    /// Tells the actor to do something that it will not return from.
-    pub fn say(&mut self, command: &str) {
-        writeln!(self.commands.as_mut().expect("not finished"), "{command}").expect("the actor listens");
-    }
-
-    /// Ends the actor and waits until it is gone.
-    pub fn finish(&mut self) {
-        self.commands = None;
-        self.child.wait().expect("the actor ends");
     }
 
     /// Kills the actor and waits until it is gone.
