@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use shared::{Cause, Chain, Flow, Ports, Reason, Verdict};
+use shared::{Cause, Chain, Flow, Ports, Protocol, Reason, Verdict};
 use syscall_probe::{Generations, SocketTable};
 
 use crate::attribute::census::Census;
@@ -241,7 +241,7 @@ pub struct Pipeline {
     world: Surroundings,
     diag: Option<Diag>,
     answers: Recent<FlowKey, Arc<Answer>>,
-    owners: Recent<Endpoint, Looked<Arc<Owners>>>,
+    owners: Recent<Line, (Origin, Looked<Arc<Owners>>)>,
     images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
     /// Images that were good once: what a process that ended was made of.
     former: Recent<Process, Arc<Image>>,
@@ -252,6 +252,13 @@ pub struct Pipeline {
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
     views: Recent<NamespaceId, (Basis, Arc<ChainRules>)>,
     reuse: Reuse,
+}
+
+/// A connection, or what stands for one, as an earlier packet of it had it: whoever made that.
+type Line = (NamespaceId, Protocol, Tuple, bool);
+
+fn line(endpoint: &Endpoint) -> Line {
+    (endpoint.namespace, endpoint.protocol, endpoint.tuple, endpoint.origin == Origin::Elsewhere)
 }
 
 /// Something found, and when the search for it began.
@@ -326,7 +333,9 @@ impl Pipeline {
     pub fn learn(&mut self, finding: Finding) {
         let began = finding.began;
         match (finding.key, finding.found) {
-            (Key::Owners(endpoint), Found::Owners(found)) => self.owners.put(endpoint, Looked { began, found }),
+            (Key::Owners(endpoint), Found::Owners(found)) => {
+                self.owners.put(line(&endpoint), (endpoint.origin, Looked { began, found }));
+            }
             (Key::Image(process), Found::Image(mut found)) => {
                 if let Ok(image) = &mut found {
                     if self.world.retention != Retention::Nothing
@@ -468,9 +477,10 @@ impl Pipeline {
             return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
         };
         let generations = self.world.generations.as_ref();
-        let previous = self.owners.get(&endpoint).cloned();
-        if let Some(looked) = &previous
-            && (looked.began >= arrived.at || generations.is_some_and(|now| looked.found.check(now).is_ok()))
+        let previous = self.owners.get(&line(&endpoint)).cloned();
+        if let Some((origin, looked)) = &previous
+            && ((looked.began >= arrived.at && *origin == endpoint.origin)
+                || generations.is_some_and(|now| looked.found.check(now).is_ok()))
         {
             return Ok(looked.found.clone());
         }
@@ -481,18 +491,18 @@ impl Pipeline {
                 diag,
                 Means { sockets, generations },
                 &self.world.census,
-                previous.as_ref().map(|looked| &*looked.found),
+                previous.as_ref().map(|(_, looked)| &*looked.found),
             )
         {
             let found = Arc::new(found);
-            self.owners.put(endpoint, Looked { began: arrived.at, found: found.clone() });
+            self.owners.put(line(&endpoint), (endpoint.origin, Looked { began: arrived.at, found: found.clone() }));
             return Ok(found);
         }
         match patience {
             Patience::Wait => Err(Question::Owners {
                 endpoint,
                 namespace: namespace.clone(),
-                previous: previous.map(|looked| looked.found),
+                previous: previous.map(|(_, looked)| looked.found),
             }),
             Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
         }

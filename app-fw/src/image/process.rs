@@ -62,9 +62,10 @@ impl ProcDir {
     /// It is gone.
     pub fn start(&self) -> Result<u64, Cause> {
         let text = self.read("stat").map_err(|_| Cause::ProcessGone)?;
-        let Stat { state, threads, start } = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
-        // A first thread that ended before the others is a zombie too, but the process lives.
-        let is_gone = matches!(state, b'Z' | b'X' | b'x') && threads <= 1;
+        let Stat { state, flags, threads, start } = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
+        // What has begun to end does nothing any more but close its files. A first thread that ended before the others is
+        // a zombie too, but the process lives.
+        let is_gone = (matches!(state, b'Z' | b'X' | b'x') || flags & PF_EXITING != 0) && threads <= 1;
         if is_gone { Err(Cause::ProcessGone) } else { Ok(start) }
     }
 
@@ -97,10 +98,14 @@ impl ProcDir {
     }
 }
 
+/// `PF_EXITING` of the kernel's include/linux/sched.h, as the flags in /proc/PID/stat have it.
+const PF_EXITING: u64 = 4;
+
 /// What is wanted of a /proc/PID/stat line; see proc_pid_stat(5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stat {
     state: u8,
+    flags: u64,
     threads: u64,
     start: u64,
 }
@@ -111,10 +116,9 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let mut fields = text.get(after_name..)?.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
     let state = *fields.next()?.first()?;
     let mut number = |skip| std::str::from_utf8(fields.nth(skip)?).ok()?.parse().ok();
-    // Fields 20 and 22; the state is field 3.
-    let threads = number(16)?;
-    let start = number(1)?;
-    Some(Stat { state, threads, start })
+    // Fields 9, 20 and 22; the state is field 3.
+    let (flags, threads, start) = (number(5)?, number(10)?, number(1)?);
+    Some(Stat { state, flags, threads, start })
 }
 
 #[cfg(test)]
@@ -123,12 +127,12 @@ mod tests {
 
     #[test]
     fn stat_lines_with_hostile_names() {
-        let tail = b"S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 7 18 4242 20 21\n";
+        let tail = b"S 1 2 3 4 5 4194304 7 8 9 10 11 12 13 14 15 16 7 18 4242 20 21\n";
         for name in [&b"7 (plain) "[..], b"7 (a) R 1 (b) ", b"7 (\xff\n)) "] {
             let line = [name, tail].concat();
             assert_eq!(
                 parse_stat(&line),
-                Some(Stat { state: b'S', threads: 7, start: 4242 }),
+                Some(Stat { state: b'S', flags: 4_194_304, threads: 7, start: 4242 }),
                 "{}",
                 line.escape_ascii()
             );
