@@ -20,7 +20,7 @@ use crate::attribute::census::Census;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Server};
 use crate::image::{Digests, Process, Retention};
-use crate::investigate::{Investigators, Means};
+use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
@@ -164,6 +164,7 @@ struct Started {
     office: Arc<Office>,
     investigators: Investigators,
     workers: Vec<JoinHandle<()>>,
+    mailboxes: Vec<Mailbox>,
     failures: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<String>>,
     halt: Arc<EventFd>,
     journal: Journal,
@@ -199,13 +200,14 @@ fn start(
     let halt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
     let halt = Arc::new(halt.map_err(io::Error::from).map_err(system("eventfd"))?);
     let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
-    let (mut posts, mut workers) = (Vec::new(), Vec::new());
+    let (mut posts, mut workers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
     let crew = Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators };
     for (chain, queue) in queues {
         let mut counters = Vec::new();
         for _ in 0..crew.workers_for(chain) {
             let counter = Arc::new(Counters::default());
             let worker = crew.worker(chain, &queue, &counter, &journal, &halt)?;
+            mailboxes.push(worker.mailbox());
             workers.push(work(worker, chain, queue.number(), failed.clone())?);
             counters.push(counter);
         }
@@ -227,7 +229,7 @@ fn start(
         events_omitted: Box::new(journal.omitted()),
     });
     let failures = tokio::sync::Mutex::new(failures);
-    Ok(Started { office, investigators, workers, failures, halt, journal, keeper, end_keeper })
+    Ok(Started { office, investigators, workers, mailboxes, failures, halt, journal, keeper, end_keeper })
 }
 
 /// What workers are made from.
@@ -374,7 +376,7 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 failed = failures.recv() => failure = failed,
                 () = watch_names(&started.office) => {}
-                () = watch_processes(events, &started.investigators) => {}
+                () = watch_processes(events, started) => {}
             }
         };
         server.serve(started.office.clone(), over).await?;
@@ -407,8 +409,8 @@ async fn watch_names(office: &Office) {
     }
 }
 
-/// Has programs hashed when they start, ahead of their first packet.
-async fn watch_processes(events: Option<Events>, investigators: &Investigators) {
+/// Tells the workers of programs that start, and has them hashed ahead of their first packet.
+async fn watch_processes(events: Option<Events>, started: &Started) {
     let Some(mut events) = events else { return std::future::pending().await };
     let polled = events.as_fd().try_clone_to_owned().and_then(|fd| watch(fd, Interest::READABLE));
     let Ok(polled) = polled.inspect_err(|error| tracing::warn!("events of processes: {error}")) else {
@@ -419,7 +421,9 @@ async fn watch_processes(events: Option<Events>, investigators: &Investigators) 
         while let Some(event) = events.next() {
             match event {
                 Ok(event) if event.kind == EventKind::Exec => {
-                    investigators.look_ahead(Process::new(event.tgid, event.start));
+                    let process = Process::new(event.tgid, event.start);
+                    started.mailboxes.iter().for_each(|mailbox| mailbox.tell_exec(process));
+                    started.investigators.look_ahead(process);
                 }
                 Ok(_) => {}
                 Err(error) => tracing::debug!("{error}"),

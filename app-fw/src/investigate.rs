@@ -32,6 +32,8 @@ pub enum Key {
     Image(Process),
     /// In which namespace does the address live that is reached through the device?
     Behind(u32, IpAddr),
+    /// No question: the process became another program.
+    Exec(Process),
 }
 
 /// A question.
@@ -83,6 +85,8 @@ pub enum Found {
     Image(Result<Arc<Image>, Cause>),
     /// What is there.
     Behind(Result<Beyond, Cause>),
+    /// Nothing: the news is in the key.
+    News,
 }
 
 /// Where a worker receives answers.
@@ -102,6 +106,11 @@ impl Mailbox {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (sender, receiver) = unbounded();
         Ok((Mailbox { sender, wake: wake.clone() }, receiver, wake))
+    }
+
+    /// Tells a worker that a process became another program.
+    pub fn tell_exec(&self, process: Process) {
+        self.deliver(Finding { key: Key::Exec(process), began: 0, found: Found::News });
     }
 
     fn deliver(&self, finding: Finding) {

@@ -248,6 +248,24 @@ impl Ruleset {
     }
 }
 
+impl Ruleset {
+    /// What packets of `chain` meet whose namespace is not known. Any rule to drop may be meant for them, and no rule to
+    /// accept surely is but one for all namespaces; the policy is to drop if it is so anywhere.
+    pub fn chain_in_doubt(&self, chain: Chain) -> ChainRules {
+        let of_chain = |(selector, of): &&(Selector, Chain)| *of == chain && *selector != Selector::Any;
+        let mut named: Vec<_> = self.rules.keys().filter(of_chain).collect();
+        named.sort();
+        let drops =
+            named.into_iter().flat_map(|key| &self.rules[key]).filter(|active| active.rule.verdict == Verdict::Drop);
+        let any = self.chain(&[], chain);
+        let drops_somewhere = self.policies.iter().any(|((_, of), verdict)| *of == chain && *verdict == Verdict::Drop);
+        ChainRules {
+            rules: drops.cloned().chain(any.rules).collect(),
+            policy: if drops_somewhere { Verdict::Drop } else { any.policy },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,5 +425,11 @@ mod tests {
         assert_eq!(set.chain(&[], Chain::Output).policy, Verdict::Drop);
         assert_eq!(set.chain(&[], Chain::Forward).policy, Verdict::Drop);
         assert_eq!(set.len(), 4);
+        let in_doubt = set.chain_in_doubt(Chain::Output);
+        assert_eq!(in_doubt.rules.iter().map(|rule| rule.id).collect::<Vec<_>>(), [1]);
+        let drop_blue = Ruleset::new(8, [rule(5, "-c OUTPUT -n netns:blue -v DROP")], [], defaults);
+        assert_eq!(drop_blue.chain(&[], Chain::Output).rules.len(), 0);
+        assert_eq!(drop_blue.chain_in_doubt(Chain::Output).rules.len(), 1);
+        assert_eq!(drop_blue.chain_in_doubt(Chain::Output).policy, Verdict::Accept);
     }
 }

@@ -406,7 +406,7 @@ impl Pipeline {
         let rules = self.world.rules.load();
         let chain = self.world.chain;
         let Some(namespace) = namespace.ruled_by() else {
-            return Arc::new(rules.chain(&[], chain));
+            return Arc::new(rules.chain_in_doubt(chain));
         };
         if let Some((made, view)) = self.views.get(&namespace.id)
             && made.rules == basis.rules
@@ -542,9 +542,17 @@ impl Pipeline {
             // The reading that was under way when the exec was noticed may have begun before it; the next one did not.
             Some((known, noticed)) if *known == exec => arrived.round >= noticed + 2,
             _ => {
-                self.execs.put(holder.process, (exec, self.round));
+                self.note_exec(holder.process);
                 false
             }
+        }
+    }
+
+    /// Takes note that a process runs another program now. The sooner, the sooner its packets are beyond doubt.
+    pub fn note_exec(&mut self, process: Process) {
+        let exec = self.world.generations.as_ref().map_or(0, |generations| generations.exec(process.tgid));
+        if self.execs.get(&process).is_none_or(|(known, _)| *known != exec) {
+            self.execs.put(process, (exec, self.round));
         }
     }
 

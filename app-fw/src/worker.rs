@@ -52,6 +52,8 @@ const METADATA: usize = 1024;
 const LOOK_AFTER: u64 = 256;
 /// So often does a worker under load look whether it is time to stop, in reads.
 const LOOK_UP: u32 = 64;
+/// See `Pipeline::is_its_work`.
+const ROUNDS_AFTER_EXEC: u32 = 3;
 /// Packets that are still settled after the order to stop. With the queue bound, more may come for ever.
 const LAST_PACKETS: u64 = 100_000;
 
@@ -135,6 +137,8 @@ pub struct Worker {
     busy: u32,
     /// How often the queue has been read empty.
     round: u64,
+    /// So often it is to be read empty before the worker rests.
+    more_rounds: u32,
 }
 
 /// What a worker is made of.
@@ -189,7 +193,13 @@ impl Worker {
             unlooked: 0,
             busy: 0,
             round: 0,
+            more_rounds: 0,
         })
+    }
+
+    /// Where it is told of programs that start.
+    pub fn mailbox(&self) -> Mailbox {
+        self.mailbox.clone()
     }
 
     /// Serves until it is told to stop; then settles what is queued.
@@ -204,8 +214,13 @@ impl Worker {
             self.retry_parked();
             if !more {
                 self.flush();
+                self.look_after_buffer();
                 self.round += 1;
                 self.pipeline.set_round(self.round);
+                if self.more_rounds > 0 {
+                    self.more_rounds -= 1;
+                    continue;
+                }
             }
             // Under load there is always more to read; it is still time to stop when it is.
             if self.rest(more)? {
@@ -229,10 +244,7 @@ impl Worker {
         let count = match datagrams.receive(self.queue.socket()) {
             Ok(count) => count,
             Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN) => {
-                    self.look_after_buffer();
-                    return Ok(false);
-                }
+                Some(libc::EAGAIN) => return Ok(false),
                 Some(libc::EINTR) => return Ok(true),
                 Some(libc::ENOBUFS) => {
                     self.look_after_buffer();
@@ -302,6 +314,12 @@ impl Worker {
     fn retry_parked(&mut self) {
         let mut found = HashSet::new();
         while let Ok(finding) = self.findings.try_recv() {
+            if let Key::Exec(process) = finding.key {
+                // What is queued already may be the former program's; what comes after two more rounds is not.
+                self.pipeline.note_exec(process);
+                self.more_rounds = ROUNDS_AFTER_EXEC;
+                continue;
+            }
             self.asked.remove(&finding.key);
             found.insert(finding.key);
             self.pipeline.learn(finding);

@@ -57,10 +57,11 @@ pub fn behind(namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Resu
     let mut found = None;
     for path in candidates() {
         let Ok(file) = File::open(&path) else { continue };
-        let id = route.nsid(&file.into())?;
+        // A name whose namespace is not there yet, or no longer, is a plain file.
+        let Ok(id) = route.nsid(&file.into()) else { continue };
         let leads_there = match link.peer {
             Some(peer) => id == Some(peer),
-            None => id.is_some() && has_address(namespaces, &path, address),
+            None => id.is_some() && has_address(namespaces, &path, address)?,
         };
         if leads_there && found.replace(path).is_some() {
             return Err(io::Error::other("several namespaces behind the bridge have the address"));
@@ -75,7 +76,7 @@ pub fn behind(namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Resu
     }
 }
 
-fn has_address(namespaces: &Namespaces, path: &Path, address: IpAddr) -> bool {
+fn has_address(namespaces: &Namespaces, path: &Path, address: IpAddr) -> io::Result<bool> {
     let addresses = || -> Vec<IpAddr> {
         let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
         let address =
@@ -86,7 +87,12 @@ fn has_address(namespaces: &Namespaces, path: &Path, address: IpAddr) -> bool {
             };
         interfaces.filter_map(|interface| interface.address).filter_map(address).collect()
     };
-    namespaces.at(path).and_then(|namespace| namespace.inside(addresses)).is_ok_and(|found| found.contains(&address))
+    match namespaces.at(path).and_then(|namespace| namespace.inside(addresses)) {
+        Ok(found) => Ok(found.contains(&address)),
+        // It went meanwhile, and its address with it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Cookies of all namespaces that can be found.

@@ -2,11 +2,16 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::ptr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::unistd::ForkResult;
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
 
 pub use libloading::Library;
@@ -58,4 +63,28 @@ pub fn fork() -> Result<Option<u32>> {
         ForkResult::Parent { child } => Ok(Some(child.as_raw().unsigned_abs())),
         ForkResult::Child => Ok(None),
     }
+}
+
+/// Becomes this same program, run from a copy that no path leads to: `kind` is `memfd` or `tmpfile`. Returns only if that
+/// failed.
+pub fn become_unlinked(kind: &str, arguments: &[String]) -> anyhow::Error {
+    match unlinked_copy(kind) {
+        Ok(copy) => Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd())).args(arguments).exec().into(),
+        Err(error) => error,
+    }
+}
+
+fn unlinked_copy(kind: &str) -> Result<File> {
+    let file: OwnedFd = match kind {
+        "memfd" => memfd_create("actor", MemfdFlags::CLOEXEC)?,
+        "tmpfile" => {
+            let how = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            openat(CWD, std::env::temp_dir(), how, Mode::RWXU).context("O_TMPFILE")?
+        }
+        _ => bail!("unknown kind of file {kind}"),
+    };
+    let mut file = File::from(file);
+    io::copy(&mut File::open("/proc/self/exe")?, &mut file)?;
+    // A file that is open for writing cannot be executed.
+    Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }

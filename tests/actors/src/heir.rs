@@ -11,6 +11,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -52,6 +54,17 @@ impl Heir {
             Some(rest) => Ok(rest.trim_start().to_owned()),
             None => bail!("child: {answer}"),
         }
+    }
+
+    /// Ends it and waits for its end.
+    ///
+    /// # Errors
+    /// It is no child of this process.
+    pub fn end(self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid.try_into()?);
+        drop(self);
+        waitpid(pid, None).context("waitpid")?;
+        Ok(())
     }
 
     fn line(&mut self) -> Result<String> {

@@ -22,6 +22,9 @@
 //! actor tcp-get ADDR:PORT            fetches / by HTTP, prints the body; exit 1 if it cannot
 //! ```
 //!
+//! Before any of them may stand `unlinked memfd` or `unlinked tmpfile`: the actor then runs from a copy of its file that
+//! has no name.
+//!
 //! `--timeout MS` (default 2000) bounds connecting and receiving. The steps are listed in [`steps`].
 
 mod code;
@@ -51,7 +54,13 @@ fn main() -> ExitCode {
 }
 
 fn act() -> Result<()> {
-    let options = Options::parse(std::env::args().skip(1))?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, kind, rest @ ..] = arguments.as_slice()
+        && word == "unlinked"
+    {
+        return Err(code::become_unlinked(kind, rest));
+    }
+    let options = Options::parse(arguments.into_iter())?;
     match options.role.as_str() {
         "udp-send" => udp_send(&options),
         "tcp-get" => tcp_get(&options),

@@ -154,6 +154,33 @@ impl Socket {
         Ok((length, self.from))
     }
 
+    /// Writes so many bytes to a connection.
+    ///
+    /// # Errors
+    /// The kernel refused, or took not all of them in time.
+    pub fn put(&self, bytes: usize) -> Result<()> {
+        let mut rest = vec![b'x'; bytes];
+        while !rest.is_empty() {
+            let length = send(&self.fd, &rest, SendFlags::NOSIGNAL).context("send")?;
+            rest.drain(..length);
+        }
+        Ok(())
+    }
+
+    /// Receives until the other end closes; returns the number of bytes.
+    ///
+    /// # Errors
+    /// Nothing came in time, or the connection broke.
+    pub fn drain(&mut self) -> Result<usize> {
+        let mut total = 0;
+        loop {
+            match self.recv()? {
+                (0, _) => return Ok(total),
+                (length, _) => total += length,
+            }
+        }
+    }
+
     /// Accepts a connection, which takes the place of the listener in this actor.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! | --- | --- | --- |
 //! | `send [N]` | sends N (1) times | `ok` |
 //! | `recv` | receives once | `ok LENGTH [SENDER]` |
+//! | `put N` | writes N bytes to a connection | `ok` when the kernel has taken them all |
+//! | `drain` | receives until the other end closes | `ok BYTES` |
 //! | `reply` | answers the last datagram | `ok` |
 //! | `connect` | connects (after `--later`) | `ok` |
 //! | `accept` | accepts; the connection replaces the listener | `ok` |
@@ -14,6 +16,7 @@
 //! | `pass EXE` | starts EXE and passes it the socket by SCM_RIGHTS | `ok PID` |
 //! | `fork` | forks; the child holds the socket too | `ok PID` |
 //! | `child STEP...` | lets the newest child take a step | the child's answer |
+//! | `release` | ends the newest child and waits for its end | `ok` |
 //! | `exec EXE` | becomes EXE, socket inherited | `ok` |
 //! | `dlopen FILE` / `dlclose` | loads a library / lets go of it | `ok` |
 //! | `map-exec FILE` | maps a file executable | `ok` |
@@ -82,6 +85,8 @@ impl Stage {
                 (0..times).try_for_each(|_| self.socket()?.send())?;
             }
             "recv" => return self.recv(),
+            "put" => self.socket()?.put(rest.parse().context("N")?)?,
+            "drain" => return Ok(self.socket()?.drain()?.to_string()),
             "reply" => self.socket()?.reply()?,
             "connect" => self.socket()?.connect()?,
             "accept" => {
@@ -95,6 +100,7 @@ impl Stage {
             "pass" => return self.adopt(|socket| heir::pass(socket, path)),
             "fork" => return self.fork(),
             "child" => return self.heir.as_mut().context("no child")?.step(rest),
+            "release" => self.heir.take().context("no child")?.end()?,
             "exec" => return Err(heir::become_other(self.socket()?, path)),
             "dlopen" => self.library = Some(code::load(path)?),
             "dlclose" => drop(self.library.take().context("no library")?),

@@ -38,6 +38,7 @@ pub use counter::Counter;
 pub use daemon::Daemon;
 pub use process::{Captured, Running};
 pub use programs::Programs;
+pub use rustix::process::Signal;
 pub use servers::Server;
 pub use world::{Kind, Ns, World};
 

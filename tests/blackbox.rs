@@ -1,0 +1,23 @@
+//! Black-box tests: one file for each promise. Every test makes a world of its own, runs the real daemon in it and counts
+//! at the receiver.
+
+#[path = "blackbox/control.rs"]
+mod control;
+#[path = "blackbox/daemon.rs"]
+mod daemon;
+#[path = "blackbox/events.rs"]
+mod events;
+#[path = "blackbox/forward.rs"]
+mod forward;
+#[path = "blackbox/images.rs"]
+mod images;
+#[path = "blackbox/line.rs"]
+mod line;
+#[path = "blackbox/owners.rs"]
+mod owners;
+#[path = "blackbox/pair.rs"]
+mod pair;
+#[path = "blackbox/rules.rs"]
+mod rules;
+#[path = "blackbox/signature.rs"]
+mod signature;
