@@ -242,6 +242,9 @@ pub struct Pipeline {
     diag: Option<Diag>,
     answers: Recent<FlowKey, Arc<Answer>>,
     owners: Recent<Line, (Origin, Looked<Arc<Owners>>)>,
+    /// The last answer for a line that named its holders, whatever was found after: a socket that was closed is asked
+    /// about by it.
+    held: Recent<Line, Arc<Owners>>,
     images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
     /// Images that were good once: what a process that ended was made of.
     former: Recent<Process, Arc<Image>>,
@@ -281,6 +284,7 @@ impl Pipeline {
             diag,
             answers: Recent::new(FLOWS),
             owners: Recent::new(FLOWS),
+            held: Recent::new(FLOWS),
             images: Recent::new(PROCESSES),
             former: Recent::new(PROCESSES),
             execs: Recent::new(PROCESSES),
@@ -334,7 +338,7 @@ impl Pipeline {
         let began = finding.began;
         match (finding.key, finding.found) {
             (Key::Owners(endpoint), Found::Owners(found)) => {
-                self.owners.put(line(&endpoint), (endpoint.origin, Looked { began, found }));
+                self.learn_owners(&endpoint, Looked { began, found });
             }
             (Key::Image(process), Found::Image(mut found)) => {
                 if let Ok(image) = &mut found {
@@ -352,6 +356,13 @@ impl Pipeline {
             }
             (key, found) => tracing::error!("{key:?} was answered with {found:?}"),
         }
+    }
+
+    fn learn_owners(&mut self, endpoint: &Endpoint, looked: Looked<Arc<Owners>>) {
+        if looked.found.undetermined.is_none() && !looked.found.holders.is_empty() {
+            self.held.put(line(endpoint), looked.found.clone());
+        }
+        self.owners.put(line(endpoint), (endpoint.origin, looked));
     }
 
     /// How often answers could be used again, since the last call.
@@ -477,8 +488,8 @@ impl Pipeline {
             return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
         };
         let generations = self.world.generations.as_ref();
-        let previous = self.owners.get(&line(&endpoint)).cloned();
-        if let Some((origin, looked)) = &previous
+        let previous = self.held.get(&line(&endpoint)).cloned();
+        if let Some((origin, looked)) = self.owners.get(&line(&endpoint))
             && ((looked.began >= arrived.at && *origin == endpoint.origin)
                 || generations.is_some_and(|now| looked.found.check(now).is_ok()))
         {
@@ -486,24 +497,15 @@ impl Pipeline {
         }
         if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
             (arrived.place, generations, &self.world.sockets, &mut self.diag)
-            && let Some(found) = quick(
-                &endpoint,
-                diag,
-                Means { sockets, generations },
-                &self.world.census,
-                previous.as_ref().map(|(_, looked)| &*looked.found),
-            )
+            && let Some(found) =
+                quick(&endpoint, diag, Means { sockets, generations }, &self.world.census, previous.as_deref())
         {
             let found = Arc::new(found);
-            self.owners.put(line(&endpoint), (endpoint.origin, Looked { began: arrived.at, found: found.clone() }));
+            self.learn_owners(&endpoint, Looked { began: arrived.at, found: found.clone() });
             return Ok(found);
         }
         match patience {
-            Patience::Wait => Err(Question::Owners {
-                endpoint,
-                namespace: namespace.clone(),
-                previous: previous.map(|(_, looked)| looked.found),
-            }),
+            Patience::Wait => Err(Question::Owners { endpoint, namespace: namespace.clone(), previous }),
             Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
         }
     }

@@ -197,7 +197,11 @@ fn users_may_look_where_they_can_connect_and_change_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     let program = folder.path().join("ctl-fw");
-    fs::copy(world.programs().path("ctl-fw")?, &program)?;
+    // By another process: a descriptor open for writing that a thread forks just now would make it ETXTBSY.
+    let original = world.programs().path("ctl-fw")?;
+    world
+        .run(Ns::Local, &["cp", original.to_str().context("path")?, program.to_str().context("path")?], LIMIT)?
+        .ok()?;
     fs::set_permissions(world.folder(), fs::Permissions::from_mode(0o711))?;
     let program = program.display().to_string();
     let as_user = |arguments: &[&str]| {

@@ -470,14 +470,16 @@ fn shared_by_fork(daemon: &[&str]) -> Result<()> {
         evil.step("close")?;
         evil.step("child send 2")?;
         pair.world.wait_queues_empty(Ns::Local)?;
+        // Without the probe a holder that is gone before its packet is judged cannot be named: one step at a time.
+        let what = format!("{stance:?}");
         let mut good = pair.start(&pair.good, &["udp", &to])?;
-        good.step("send")?;
-        good.step("fork")?;
-        good.step("child send 2")?;
-        good.step("send")?;
-        good.step("close")?;
-        good.step("child send 2")?;
-        pair.exactly(&arrived, 6, &format!("{stance:?}"))?;
+        for steps in [&["send"][..], &["fork", "child send", "send"], &["close", "child send", "child send"]] {
+            for step in steps {
+                good.step(step)?;
+            }
+            let sent = steps.iter().filter(|step| step.ends_with("send")).count();
+            pair.exactly(&arrived, sent as u64, &what)?;
+        }
     }
     Ok(())
 }

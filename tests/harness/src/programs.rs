@@ -1,11 +1,12 @@
 //! Where the project's own binaries are.
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::LIMIT;
+use crate::process::run;
 
 /// The folder that holds `app-fw`, `ctl-fw` and `actor`: cargo's `target/debug` or `target/release`.
 #[derive(Debug, Clone)]
@@ -58,14 +59,12 @@ impl Programs {
 /// # Errors
 /// Reading or writing failed.
 pub fn copy_with_other_digest(from: &Path, to: &Path) -> Result<()> {
-    let mut bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
-    // The name makes two copies differ from each other too.
-    bytes.extend_from_slice(to.as_os_str().as_encoded_bytes());
-    // Written to another name and moved: a descriptor of `to` open for writing in a process that another test thread
-    // forks at this moment would make executing it fail with ETXTBSY.
-    let mut file = tempfile::NamedTempFile::new_in(to.parent().context("no folder to copy to")?)?;
-    file.write_all(&bytes)?;
-    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o755))?;
-    file.into_temp_path().persist(to)?;
+    // The name makes two copies differ from each other too. A shell writes the file: a descriptor of it open for writing in
+    // this process would be inherited by whatever another thread starts at this moment, and until that has executed its
+    // program nobody could execute the copy (ETXTBSY).
+    let script = r#"cp -- "$1" "$2.new" && printf %s "$2" >>"$2.new" && chmod 755 "$2.new" && mv -- "$2.new" "$2""#;
+    run(Command::new("sh").args(["-c", script, "sh"]).args([from, to]), LIMIT)?
+        .ok()
+        .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     Ok(())
 }
