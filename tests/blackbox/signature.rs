@@ -13,7 +13,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt};
 use sha2::Sha256;
 
-use crate::line::{Line, wait_until};
+use crate::line::{Line, status, wait_until};
 
 const SECRET: &[u8] = b"a secret of more than sixteen bytes\n";
 /// Ethernet's header.
@@ -181,10 +181,11 @@ fn nothing_is_signed_unless_asked_for() -> Result<()> {
     assert_eq!(send(&capture)?.header.len(), 20);
     world.queue_output()?;
     let mut daemon = world.daemon(&["-t", "none", "-s", &secret])?;
-    assert_eq!(send(&capture)?.header.len(), 20, "-t none signs nothing");
+    let unsigned = send(&capture).with_context(|| format!("{:?}", status(&daemon.files().socket)))?;
+    assert_eq!(unsigned.header.len(), 20, "-t none signs nothing");
     assert!(daemon.stop()?.success());
-    let _daemon = world.daemon(&["--sig-type", "packet", "--sig_proto", "ip", "--secret", &secret])?;
-    send(&capture)?.check(SECRET)?;
+    let daemon = world.daemon(&["--sig-type", "packet", "--sig_proto", "ip", "--secret", &secret])?;
+    send(&capture).with_context(|| format!("{:?}", status(&daemon.files().socket)))?.check(SECRET)?;
     assert_eq!(arrived.total()?, 3);
     Ok(())
 }
