@@ -78,6 +78,9 @@ fn tests(more: &[&str]) -> Result<Total> {
         .args(more)
         // A failing test says what was wrong in words; the trace behind an anyhow error would bury them.
         .env("RUST_LIB_BACKTRACE", "0")
+        // Each black-box test keeps both CPUs of a small machine busy by itself, and some measure what a loaded machine
+        // blurs: one at a time, unless somebody asks for more.
+        .env("RUST_TEST_THREADS", std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| "1".into()))
         .stdout(Stdio::piped())
         .spawn()
         .context("starting `cargo test`")?;
