@@ -87,7 +87,7 @@ fn a_drop_by_rule_names_packet_process_and_rule() -> Result<()> {
 fn a_drop_by_policy_names_the_process_too() -> Result<()> {
     let world = World::new("policy event")?;
     world.queue_output()?;
-    for arguments in [&[] as &[&str]] {
+    for arguments in [&[] as &[&str], &["-b", "1"]] {
         let mut daemon = world.daemon(arguments)?;
         let copy = world.actor_copy("program")?;
         let mut line = Line::udp_from(&world, &copy, 9)?;
