@@ -16,6 +16,8 @@ pub struct Packet {
     pub length: u32,
     /// What the packet is to attribution, beyond its flow.
     pub about: About,
+    /// TCP without a byte of data that opens nothing: an acknowledgement, an end, a reset.
+    pub is_bare: bool,
 }
 
 /// What a packet is about, where its own flow does not say which socket it belongs to.
@@ -99,7 +101,7 @@ pub fn parse(bytes: &[u8], length: u32) -> Result<Packet, PacketError> {
     let ports = ip.ports(bytes)?;
     let flow = Flow { protocol: ip.protocol, source: ip.source, destination: ip.destination, ports };
     let about = ip.about(bytes)?;
-    Ok(Packet { flow, length, about })
+    Ok(Packet { flow, length, about, is_bare: ip.is_bare(bytes, length)? })
 }
 
 /// What the IP header and its extensions say.
@@ -231,6 +233,16 @@ impl Network {
         }
         let ports = bytes.at::<8>(self.payload, "layer-4 header ends early")?;
         Ok(Ports::Known { source: be16(&ports, 0), destination: be16(&ports, 2) })
+    }
+
+    fn is_bare(&self, bytes: Bytes<'_>, length: u32) -> Result<bool, PacketError> {
+        const SYN: u8 = 2;
+        if self.protocol != Protocol::TCP || self.fragment != Fragment::Whole {
+            return Ok(false);
+        }
+        let header = bytes.at::<20>(self.payload, "TCP header ends early")?;
+        let data = self.payload + usize::from(header[12] >> 4) * 4;
+        Ok(header[13] & SYN == 0 && data >= length as usize)
     }
 
     fn about(&self, bytes: Bytes<'_>) -> Result<About, PacketError> {

@@ -495,6 +495,9 @@ impl Pipeline {
         {
             return Ok(looked.found.clone());
         }
+        if let (Origin::Kernel, true, Some(previous)) = (endpoint.origin, packet.is_bare, &previous) {
+            return Ok(Arc::new(previous.of_last_words()));
+        }
         if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
             (arrived.place, generations, &self.world.sockets, &mut self.diag)
             && let Some(found) =

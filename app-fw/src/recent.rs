@@ -5,21 +5,25 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::mem;
 
+use ahash::RandomState;
+
 /// Keeps at least the last `capacity` entries that were put or used, at most twice as many.
+///
+/// Keys are what senders choose: the hash is keyed anew for each table, and faster than the standard library's.
 ///
 /// Entries live in a young and an old half. A look-up moves an entry to the young half; when that is full, it becomes
 /// the old one and what was old is forgotten.
 #[derive(Debug)]
 pub struct Recent<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+    young: HashMap<K, V, RandomState>,
+    old: HashMap<K, V, RandomState>,
     capacity: usize,
 }
 
 impl<K: Hash + Eq, V> Recent<K, V> {
     /// `capacity` entries.
     pub fn new(capacity: usize) -> Recent<K, V> {
-        Recent { young: HashMap::new(), old: HashMap::new(), capacity: capacity.max(1) }
+        Recent { young: HashMap::default(), old: HashMap::default(), capacity: capacity.max(1) }
     }
 
     /// Looks up an entry, which counts as use.

@@ -134,6 +134,8 @@ pub struct Worker {
     /// Questions that are open, and how many packets wait for each.
     asked: HashMap<Key, usize>,
     unlooked: u64,
+    /// Packets were lost since the queue was last empty.
+    congested: bool,
     busy: u32,
     /// How often the queue has been read empty.
     round: u64,
@@ -191,6 +193,7 @@ impl Worker {
             parked: VecDeque::new(),
             asked: HashMap::new(),
             unlooked: 0,
+            congested: false,
             busy: 0,
             round: 0,
             more_rounds: 0,
@@ -214,7 +217,10 @@ impl Worker {
             self.retry_parked();
             if !more {
                 self.flush();
-                self.look_after_buffer();
+                // The kernel tells once when the buffer is full, and again only after it was empty.
+                if std::mem::take(&mut self.congested) {
+                    self.look_after_buffer();
+                }
                 self.round += 1;
                 self.pipeline.set_round(self.round);
                 if self.more_rounds > 0 {
@@ -247,6 +253,7 @@ impl Worker {
                 Some(libc::EAGAIN) => return Ok(false),
                 Some(libc::EINTR) => return Ok(true),
                 Some(libc::ENOBUFS) => {
+                    self.congested = true;
                     self.look_after_buffer();
                     return Ok(true);
                 }
@@ -426,9 +433,6 @@ impl Worker {
     }
 
     fn look_after_buffer(&mut self) {
-        if self.unlooked == 0 {
-            return;
-        }
         self.unlooked = 0;
         match self.queue.grow_after_overrun() {
             Ok(lost) => Counters::add(&self.counters.overruns, lost),

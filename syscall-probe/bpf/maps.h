@@ -59,6 +59,21 @@ _Static_assert(sizeof(struct created_socket) == 32, "mirrored in src/layout.rs")
 #define CREATED_RAW 1u
 #define CREATED_SHARED_TABLE 2u
 
+/* The last TCP connection that was begun from a port, for as long as the port's generation is the one written here.
+   Index: local port, host order. An IPv4 address is in the first word; addresses are in network order. */
+struct connection {
+	u64 port_generation; /* 0: never written, or being written */
+	u64 netns_cookie;
+	u64 cookie;
+	struct created_socket maker; /* creator 0: not known */
+	u32 local[4];
+	u32 remote[4];
+	u32 remote_port; /* host order */
+	u32 version;	 /* of IP: 4 or 6 */
+	u64 writer;	 /* 1 while somebody writes */
+};
+_Static_assert(sizeof(struct connection) == 104, "mirrored in src/layout.rs");
+
 enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4 };
 
 struct event {
@@ -86,6 +101,14 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } port_generations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, PORTS);
+	__type(key, u32);
+	__type(value, struct connection);
+} connections SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -172,13 +195,13 @@ static __always_inline void distrust_process(u32 tgid)
 	move(&slot->generation);
 }
 
-static __always_inline void move_port(u16 port)
+/* Returns the new generation. */
+static __always_inline u64 move_port(u16 port)
 {
 	u32 index = port;
 	u64 *generation = bpf_map_lookup_elem(&port_generations, &index);
 
-	if (generation)
-		move(generation);
+	return generation ? __sync_fetch_and_add(generation, 1) + 1 : 0;
 }
 
 static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other_tgid)

@@ -73,12 +73,52 @@ int on_post_bind6(struct bpf_sock *ctx)
 	return ALLOW;
 }
 
+/* Notes what connects from a port. Of two that write at once (the port in two namespaces, or towards two peers) one
+   gives way; what the other writes is believed only by those who see its tuple in it. */
+static __always_inline void note_connection(struct bpf_sock_ops *ctx, u32 port, u64 generation)
+{
+	struct connection *connection = bpf_map_lookup_elem(&connections, &port);
+	u64 cookie = bpf_get_socket_cookie(ctx);
+	struct created_socket *maker;
+
+	if (!connection || __sync_val_compare_and_swap(&connection->writer, 0, 1) != 0)
+		return;
+	__sync_lock_test_and_set(&connection->port_generation, 0);
+	connection->netns_cookie = bpf_get_netns_cookie(ctx);
+	connection->cookie = cookie;
+	connection->remote_port = bpf_ntohl(ctx->remote_port);
+	/* An IPv6 socket that connects to a mapped address sends IPv4, and its IPv6 source is not set yet. */
+	if (ctx->family == AF_INET6 &&
+	    (ctx->remote_ip6[0] || ctx->remote_ip6[1] || ctx->remote_ip6[2] != bpf_htonl(0xffff))) {
+		connection->version = 6;
+		connection->local[0] = ctx->local_ip6[0];
+		connection->local[1] = ctx->local_ip6[1];
+		connection->local[2] = ctx->local_ip6[2];
+		connection->local[3] = ctx->local_ip6[3];
+		connection->remote[0] = ctx->remote_ip6[0];
+		connection->remote[1] = ctx->remote_ip6[1];
+		connection->remote[2] = ctx->remote_ip6[2];
+		connection->remote[3] = ctx->remote_ip6[3];
+	} else {
+		connection->version = 4;
+		connection->local[0] = ctx->local_ip4;
+		connection->remote[0] = ctx->remote_ip4;
+	}
+	maker = bpf_map_lookup_elem(&sockets, &cookie);
+	if (maker)
+		connection->maker = *maker;
+	else
+		connection->maker.creator = 0;
+	__sync_lock_test_and_set(&connection->port_generation, generation);
+	__sync_lock_test_and_set(&connection->writer, 0);
+}
+
 /* TCP has taken a port for connect() and is about to send the SYN; no bind hook runs for a port the kernel chose. */
 SEC("sockops")
 int on_socket_op(struct bpf_sock_ops *ctx)
 {
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		move_port(ctx->local_port);
+		note_connection(ctx, ctx->local_port, move_port(ctx->local_port));
 	return ALLOW;
 }
 

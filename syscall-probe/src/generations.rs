@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crate::Hook;
-use crate::layout::{FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, Wide};
+use crate::layout::{Connection, ConnectionSlot, FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, Wide};
 use crate::sys::SharedArray;
 
 /// The state of a process as far as answers derived from it are concerned.
@@ -72,6 +72,7 @@ impl FileWatch {
 pub(crate) struct Shared {
     pub(crate) processes: SharedArray<ProcessSlot>,
     pub(crate) ports: SharedArray<AtomicU64>,
+    pub(crate) connections: SharedArray<ConnectionSlot>,
     pub(crate) files: SharedArray<FileSlot>,
     pub(crate) wide: SharedArray<Wide>,
     pub(crate) exact: Exact,
@@ -116,6 +117,21 @@ impl Generations {
     /// for what it does not show.
     pub fn port(&self, port: u16) -> u64 {
         self.shared.ports[usize::from(port)].load(Ordering::Acquire)
+    }
+
+    /// The TCP connection that was begun from a local port, if nothing has happened to the port since: no socket in any
+    /// namespace has taken it or given it up. `None` also while the kernel writes it.
+    pub fn connection(&self, port: u16) -> Option<Connection> {
+        let slot = &self.shared.connections[usize::from(port)];
+        let generation = slot.port_generation.load(Ordering::Acquire);
+        if generation == 0 || generation != self.port(port) || !self.exact().ports {
+            return None;
+        }
+        let fields = std::array::from_fn(|index| slot.fields[index].load(Ordering::Relaxed));
+        // A writer clears the generation before it touches a field.
+        fence(Ordering::Acquire);
+        let unwritten = slot.port_generation.load(Ordering::Relaxed) == generation;
+        if unwritten && generation == self.port(port) { Connection::decode(generation, &fields) } else { None }
     }
 
     /// Moves when anything may have changed: every answer depends on it.

@@ -40,6 +40,19 @@ pub(crate) struct Wide {
     padding: AtomicU32,
 }
 
+/// `struct connection`, word by word: the kernel may be writing it.
+#[repr(C)]
+pub(crate) struct ConnectionSlot {
+    pub(crate) port_generation: AtomicU64,
+    /// From `netns_cookie` to `version`.
+    pub(crate) fields: [AtomicU64; CONNECTION_FIELDS],
+    writer: AtomicU64,
+}
+
+/// Words of the fields of a `struct connection`.
+pub(crate) const CONNECTION_FIELDS: usize = 11;
+
+const _: () = assert!(size_of::<ConnectionSlot>() == 104);
 const _: () = assert!(size_of::<ProcessSlot>() == 24);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 40);
@@ -70,6 +83,26 @@ pub struct Creator {
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
+}
+
+/// The last TCP connection that a process began from a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// [`crate::Generations::port`] of its local port when it began. While that is the same, no other socket has taken
+    /// the port and this one has not given it up.
+    pub port_generation: u64,
+    /// Cookie of the network namespace it lives in.
+    pub netns_cookie: u64,
+    /// Cookie of the socket.
+    pub cookie: u64,
+    /// Who made the socket, if that was seen.
+    pub maker: Option<Creator>,
+    /// Local address, as packets show it: never an IPv4 address mapped into IPv6.
+    pub local: IpAddr,
+    /// Address of the peer.
+    pub remote: IpAddr,
+    /// Port of the peer.
+    pub remote_port: u16,
 }
 
 /// An open descriptor of an IPv4 or IPv6 socket.
@@ -203,6 +236,31 @@ impl Creator {
             process_generation: u64_at(record, 16),
             wide_generation: u64_at(record, 24),
         }
+    }
+}
+
+impl Connection {
+    /// `None`: the kernel wrote an IP version that this crate does not know.
+    pub(crate) fn decode(port_generation: u64, fields: &[u64; CONNECTION_FIELDS]) -> Option<Connection> {
+        let mut record = [0; CONNECTION_FIELDS * 8];
+        for (bytes, field) in record.chunks_exact_mut(8).zip(fields) {
+            bytes.copy_from_slice(&field.to_ne_bytes());
+        }
+        let maker = Creator::decode(&bytes(&record, 16));
+        let family = match u32_at(&record, 84) {
+            4 => libc::AF_INET,
+            6 => libc::AF_INET6,
+            _ => return None,
+        } as u16;
+        Some(Connection {
+            port_generation,
+            netns_cookie: u64_at(&record, 0),
+            cookie: u64_at(&record, 8),
+            maker: (maker.tgid != 0).then_some(maker),
+            local: address(family, bytes(&record, 48)).ok()?,
+            remote: address(family, bytes(&record, 64)).ok()?,
+            remote_port: u32_at(&record, 80) as u16,
+        })
     }
 }
 
@@ -360,6 +418,38 @@ mod tests {
     #[test]
     fn a_socket_of_another_family_is_an_error() {
         assert_eq!(SocketRecord::decode(&socket(1)), Err(DecodeError::Family(1)));
+    }
+
+    #[test]
+    fn connections() {
+        let mut record = [0; CONNECTION_FIELDS * 8];
+        put(&mut record, 0, &1_u64.to_ne_bytes());
+        put(&mut record, 8, &2_u64.to_ne_bytes());
+        put(&mut record, 48, &[192, 0, 2, 1]);
+        put(&mut record, 64, &[192, 0, 2, 2, 0xff]);
+        put(&mut record, 80, &443_u32.to_ne_bytes());
+        put(&mut record, 84, &4_u32.to_ne_bytes());
+        let words = |record: &[u8]| -> [u64; CONNECTION_FIELDS] {
+            let mut words = record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+            std::array::from_fn(|_| words.next().expect("as many words"))
+        };
+        let expected = Connection {
+            port_generation: 7,
+            netns_cookie: 1,
+            cookie: 2,
+            maker: None,
+            local: IpAddr::from([192, 0, 2, 1]),
+            remote: IpAddr::from([192, 0, 2, 2]),
+            remote_port: 443,
+        };
+        assert_eq!(Connection::decode(7, &words(&record)), Some(expected));
+        put(&mut record, 16, &4711_u32.to_ne_bytes());
+        put(&mut record, 84, &6_u32.to_ne_bytes());
+        let found = Connection::decode(7, &words(&record)).expect("a good record");
+        assert_eq!(found.maker.map(|maker| maker.tgid), Some(4711));
+        assert_eq!(found.local, IpAddr::from([0xc000, 0x0201, 0, 0, 0, 0, 0, 0]));
+        put(&mut record, 84, &5_u32.to_ne_bytes());
+        assert_eq!(Connection::decode(7, &words(&record)), None);
     }
 
     #[test]

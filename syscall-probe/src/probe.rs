@@ -72,6 +72,7 @@ impl Probe {
         };
         let processes = shared_array(&programs, "process_slots", PROCESS_SLOTS, Access::Read)?;
         let ports = shared_array(&programs, "port_generations", PORTS, Access::Read)?;
+        let connections = shared_array(&programs, "connections", PORTS, Access::Read)?;
         let files = shared_array(&programs, "file_slots", FILE_SLOTS, Access::ReadWrite)?;
         let wide = shared_array(&programs, "wide", 1, Access::Read)?;
         check_layout(&programs, "sockets", CREATED_SOCKET, None)?;
@@ -82,7 +83,7 @@ impl Probe {
         let events = events(&mut programs)?;
         let holders = holders(&programs, &missing);
         let exact = Exact::without(&missing);
-        let shared = Shared { processes, ports, files, wide, exact, detached: AtomicBool::new(false) };
+        let shared = Shared { processes, ports, connections, files, wide, exact, detached: AtomicBool::new(false) };
         Ok(Probe {
             shared: Arc::new(shared),
             sockets: Arc::new(sockets),

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use crate::layout::{FileSlot, ProcessSlot, Wide};
+use crate::layout::{ConnectionSlot, FileSlot, ProcessSlot, Wide};
 
 /// A value that may be looked at while the kernel changes it.
 ///
@@ -20,6 +20,8 @@ pub(crate) unsafe trait SharedWithKernel {}
 unsafe impl SharedWithKernel for AtomicU64 {}
 // SAFETY: atomics alone; the sizes asserted in `layout` leave no room for padding.
 unsafe impl SharedWithKernel for ProcessSlot {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for ConnectionSlot {}
 // SAFETY: as above.
 unsafe impl SharedWithKernel for FileSlot {}
 // SAFETY: as above.

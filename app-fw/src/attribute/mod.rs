@@ -12,7 +12,7 @@ pub mod diag;
 mod search;
 
 use shared::{Cause, Protocol};
-use syscall_probe::{Generation, Generations, SocketTable};
+use syscall_probe::{Creator, Generation, Generations, SocketTable};
 
 use crate::image::{ProcDir, Process};
 use crate::namespaces::NamespaceId;
@@ -152,6 +152,22 @@ impl Owners {
         Owners { undetermined: Some(cause), ..Owners::default() }
     }
 
+    fn sole(holder: Holder, cookie: u64, stamp: Stamp) -> Owners {
+        Owners {
+            holders: vec![holder],
+            cookies: vec![cookie],
+            wide: stamp.wide,
+            stamp: Some(stamp),
+            undetermined: None,
+        }
+    }
+
+    /// The owners of a bare segment (no data, no SYN) that the kernel made for a connection whose owners these were: what
+    /// is left of a connection says its last words, and whatever became of its holders since, they are theirs.
+    pub fn of_last_words(&self) -> Owners {
+        Owners { stamp: None, ..self.clone() }
+    }
+
     /// Whether nothing it was derived from has changed. Costs a few loads.
     ///
     /// # Errors
@@ -201,6 +217,9 @@ pub fn quick(
     if endpoint.is_outgoing() && !census.is_clear(means.generations) {
         return None;
     }
+    if let Some(begun) = means.begun(endpoint, stamp) {
+        return Some(begun);
+    }
     let Some(found) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device).ok()? else {
         return (!endpoint.may_be_made()).then(|| without_socket(means.generations, previous));
     };
@@ -213,17 +232,7 @@ pub fn quick(
             let alive = last.holders.iter().all(|holder| holder.is_unmoved(means.generations));
             Some(Owners { stamp: Some(stamp).filter(|_| alive), ..last })
         }
-        _ => {
-            let holder = means.sole_maker(found.cookie, stamp.wide)?;
-            let wide = stamp.wide;
-            Some(Owners {
-                holders: vec![holder],
-                cookies: vec![found.cookie],
-                wide,
-                stamp: Some(stamp),
-                undetermined: None,
-            })
-        }
+        _ => Some(Owners::sole(means.sole_maker(found.cookie)?, found.cookie, stamp)),
     }
 }
 
@@ -236,17 +245,37 @@ fn without_socket(generations: &Generations, previous: Option<&Owners>) -> Owner
 }
 
 impl Means<'_> {
+    /// Owners of a connection that a process began, if nothing has happened to its port since. Costs a few loads.
+    fn begun(&self, endpoint: &Endpoint, stamp: Stamp) -> Option<Owners> {
+        let Origin::Process { .. } = endpoint.origin else { return None };
+        let connection = self.generations.connection(endpoint.tuple.local_port)?;
+        let tuple = Tuple {
+            local: connection.local,
+            local_port: endpoint.tuple.local_port,
+            remote: connection.remote,
+            remote_port: connection.remote_port,
+        };
+        let is_it = connection.port_generation == stamp.port
+            && connection.netns_cookie == endpoint.namespace.cookie
+            && tuple == endpoint.tuple;
+        let holder = self.sole(connection.maker.filter(|_| is_it)?)?;
+        Some(Owners::sole(holder, connection.cookie, stamp))
+    }
+
     /// The process that made a socket, if nobody else can hold it.
-    fn sole_maker(&self, cookie: u64, wide: u64) -> Option<Holder> {
-        let creator = self.sockets.creator(cookie).ok()??;
-        let now = self.generations.process(creator.tgid);
+    fn sole_maker(&self, cookie: u64) -> Option<Holder> {
+        self.sole(self.sockets.creator(cookie).ok()??)
+    }
+
+    fn sole(&self, maker: Creator) -> Option<Holder> {
+        let now = self.generations.process(maker.tgid);
         let alone = now.settled
-            && now.value == creator.process_generation
-            && wide == creator.wide_generation
-            && !creator.shared_table
-            && !creator.raw;
-        let since = Some(creator.process_generation);
-        alone.then(|| Holder { process: Process::new(creator.tgid, creator.start), generation: now.value, since })
+            && now.value == maker.process_generation
+            && self.generations.wide() == maker.wide_generation
+            && !maker.shared_table
+            && !maker.raw;
+        let since = Some(maker.process_generation);
+        alone.then(|| Holder { process: Process::new(maker.tgid, maker.start), generation: now.value, since })
     }
 
     /// What is left of a connection says the last word for it, without data: whatever became of its holders since, they are

@@ -244,7 +244,7 @@ impl Search {
     /// open file are all accounted for by the processes that come to mind.
     fn proven(&self, socket: &Socket, previous: Option<&Owners>) -> Option<Vec<Holder>> {
         let means = self.means()?;
-        if let Some(holder) = means.sole_maker(socket.cookie, means.generations.wide()) {
+        if let Some(holder) = means.sole_maker(socket.cookie) {
             return Some(vec![holder]);
         }
         let maker = means.sockets.creator(socket.cookie).ok().flatten();
