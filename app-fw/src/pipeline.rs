@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use shared::{Cause, Chain, Flow, Ports, Protocol, Reason, Verdict};
+use smallvec::SmallVec;
 use syscall_probe::{Generations, SocketTable};
 
 use crate::attribute::census::Census;
@@ -111,7 +112,7 @@ pub struct Identity {
     /// As found.
     pub owners: Arc<Owners>,
     /// One for each holder, in the same order.
-    pub images: Vec<Result<Arc<Image>, Cause>>,
+    pub images: SmallVec<[Result<Arc<Image>, Cause>; 1]>,
 }
 
 /// What an answer depends on besides its owners.
@@ -241,10 +242,7 @@ pub struct Pipeline {
     world: Surroundings,
     diag: Option<Diag>,
     answers: Recent<FlowKey, Arc<Answer>>,
-    owners: Recent<Line, (Origin, Looked<Arc<Owners>>)>,
-    /// The last answer for a line that named its holders, whatever was found after: a socket that was closed is asked
-    /// about by it.
-    held: Recent<Line, Arc<Owners>>,
+    lines: Recent<Line, Attributed>,
     images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
     /// Images that were good once: what a process that ended was made of.
     former: Recent<Process, Arc<Image>>,
@@ -262,6 +260,16 @@ type Line = (NamespaceId, Protocol, Tuple, bool);
 
 fn line(endpoint: &Endpoint) -> Line {
     (endpoint.namespace, endpoint.protocol, endpoint.tuple, endpoint.origin == Origin::Elsewhere)
+}
+
+/// What is known about a line.
+#[derive(Debug)]
+struct Attributed {
+    /// Of which packets the last answer is true besides those of the same generations.
+    origin: Origin,
+    looked: Looked<Arc<Owners>>,
+    /// The last answer that named its holders, whatever was found after: a socket that was closed is asked about by it.
+    held: Option<Arc<Owners>>,
 }
 
 /// Something found, and when the search for it began.
@@ -283,8 +291,7 @@ impl Pipeline {
             world,
             diag,
             answers: Recent::new(FLOWS),
-            owners: Recent::new(FLOWS),
-            held: Recent::new(FLOWS),
+            lines: Recent::new(FLOWS),
             images: Recent::new(PROCESSES),
             former: Recent::new(PROCESSES),
             execs: Recent::new(PROCESSES),
@@ -328,8 +335,12 @@ impl Pipeline {
         };
         let lasts = namespace.lasts();
         let answer = Arc::new(Answer { judgement, namespace: namespace.ruled_by().cloned(), identity, basis, lasts });
-        self.answers.put(key, answer.clone());
         self.reuse.misses += 1;
+        if answer.may_be_kept() {
+            self.answers.put(key, answer.clone());
+        } else {
+            self.reuse.stale[Stale::NotKept as usize] += 1;
+        }
         Decision::Judged(answer)
     }
 
@@ -359,10 +370,16 @@ impl Pipeline {
     }
 
     fn learn_owners(&mut self, endpoint: &Endpoint, looked: Looked<Arc<Owners>>) {
-        if looked.found.undetermined.is_none() && !looked.found.holders.is_empty() {
-            self.held.put(line(endpoint), looked.found.clone());
+        let (line, origin) = (line(endpoint), endpoint.origin);
+        let names_holders = looked.found.undetermined.is_none() && !looked.found.holders.is_empty();
+        let held = names_holders.then(|| looked.found.clone());
+        match self.lines.get(&line) {
+            Some(known) => {
+                let held = held.or_else(|| known.held.take());
+                *known = Attributed { origin, looked, held };
+            }
+            None => self.lines.put(line, Attributed { origin, looked, held }),
         }
-        self.owners.put(line(endpoint), (endpoint.origin, looked));
     }
 
     /// How often answers could be used again, since the last call.
@@ -463,7 +480,7 @@ impl Pipeline {
         patience: Patience,
     ) -> Result<Identity, Question> {
         let owners = self.owners(arrived, packet, namespace, patience)?;
-        let mut images = Vec::with_capacity(owners.holders.len());
+        let mut images = SmallVec::with_capacity(owners.holders.len());
         for holder in &owners.holders {
             let image = self.image(arrived, holder, patience)?;
             let is_its_work = self.world.chain == Chain::Input || self.is_its_work(arrived, holder);
@@ -488,12 +505,14 @@ impl Pipeline {
             return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
         };
         let generations = self.world.generations.as_ref();
-        let previous = self.held.get(&line(&endpoint)).cloned();
-        if let Some((origin, looked)) = self.owners.get(&line(&endpoint))
-            && ((looked.began >= arrived.at && *origin == endpoint.origin)
-                || generations.is_some_and(|now| looked.found.check(now).is_ok()))
-        {
-            return Ok(looked.found.clone());
+        let mut previous = None;
+        if let Some(Attributed { origin, looked, held }) = self.lines.get(&line(&endpoint)) {
+            if (looked.began >= arrived.at && *origin == endpoint.origin)
+                || generations.is_some_and(|now| looked.found.check(now).is_ok())
+            {
+                return Ok(looked.found.clone());
+            }
+            previous = held.clone();
         }
         if let (Origin::Kernel, true, Some(previous)) = (endpoint.origin, packet.is_bare, &previous) {
             return Ok(Arc::new(previous.of_last_words()));
@@ -545,7 +564,7 @@ impl Pipeline {
         }
         match self.execs.get(&holder.process) {
             // The reading that was under way when the exec was noticed may have begun before it; the next one did not.
-            Some((known, noticed)) if *known == exec => arrived.round >= noticed + 2,
+            Some((known, noticed)) if *known == exec => arrived.round >= *noticed + 2,
             _ => {
                 self.note_exec(holder.process);
                 false
@@ -620,6 +639,17 @@ impl FlowKey {
 }
 
 impl Answer {
+    /// Whether [`Answer::check`] may ever find it unchanged.
+    fn may_be_kept(&self) -> bool {
+        self.identity.as_ref().map_or(self.lasts, |identity| {
+            identity.owners.may_be_kept()
+                && identity
+                    .images
+                    .iter()
+                    .all(|image| image.as_ref().is_ok_and(|image| image.process_generation().is_some()))
+        })
+    }
+
     /// Whether everything the answer was derived from is as it was.
     fn check(&self, basis: Basis, generations: Option<&Generations>) -> Result<(), Stale> {
         if self.basis.rules != basis.rules || self.basis.namespaces != basis.namespaces {
@@ -645,7 +675,7 @@ impl Answer {
 
 impl Identity {
     fn judge(&self, rules: &ChainRules, flow: &Flow) -> Judgement {
-        let mut owners: Vec<Owner<'_>> = self.images.iter().map(as_owner).collect();
+        let mut owners: SmallVec<[Owner<'_>; 4]> = self.images.iter().map(as_owner).collect();
         owners.extend(self.owners.undetermined.map(|_| Owner::Undetermined));
         match judge(rules, flow, Some(&owners)) {
             Outcome::Judged(judgement) => judgement,

@@ -430,7 +430,8 @@ mod tests {
         put(&mut record, 80, &443_u32.to_ne_bytes());
         put(&mut record, 84, &4_u32.to_ne_bytes());
         let words = |record: &[u8]| -> [u64; CONNECTION_FIELDS] {
-            let mut words = record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+            let mut words =
+                record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
             std::array::from_fn(|_| words.next().expect("as many words"))
         };
         let expected = Connection {

@@ -12,6 +12,7 @@ pub mod diag;
 mod search;
 
 use shared::{Cause, Protocol};
+use smallvec::{SmallVec, smallvec};
 use syscall_probe::{Creator, Generation, Generations, SocketTable};
 
 use crate::image::{ProcDir, Process};
@@ -95,11 +96,11 @@ impl Holder {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Owners {
     /// The holders.
-    pub holders: Vec<Holder>,
+    pub holders: SmallVec<[Holder; 1]>,
     /// There is an owner besides that could not be identified.
     pub undetermined: Option<Cause>,
     /// Cookies of the sockets.
-    pub cookies: Vec<u64>,
+    pub cookies: SmallVec<[u64; 1]>,
     /// [`Generations::wide`] before anything was looked at.
     wide: u64,
     stamp: Option<Stamp>,
@@ -154,8 +155,8 @@ impl Owners {
 
     fn sole(holder: Holder, cookie: u64, stamp: Stamp) -> Owners {
         Owners {
-            holders: vec![holder],
-            cookies: vec![cookie],
+            holders: smallvec![holder],
+            cookies: smallvec![cookie],
             wide: stamp.wide,
             stamp: Some(stamp),
             undetermined: None,
@@ -166,6 +167,11 @@ impl Owners {
     /// is left of a connection says its last words, and whatever became of its holders since, they are theirs.
     pub fn of_last_words(&self) -> Owners {
         Owners { stamp: None, ..self.clone() }
+    }
+
+    /// Whether it may be used for another packet, if nothing changes.
+    pub fn may_be_kept(&self) -> bool {
+        self.stamp.is_some()
     }
 
     /// Whether nothing it was derived from has changed. Costs a few loads.
@@ -304,6 +310,6 @@ impl Means<'_> {
             && !maker.shared_table
             && !maker.raw;
         let wide = maker.wide_generation;
-        alone.then(|| Owners { holders: vec![made], cookies: vec![cookie], wide, ..Owners::default() })
+        alone.then(|| Owners { holders: smallvec![made], cookies: smallvec![cookie], wide, ..Owners::default() })
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use shared::{Cause, Protocol};
+use smallvec::{SmallVec, smallvec};
 use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
 
 use super::census::{Census, may_send};
@@ -29,9 +30,9 @@ pub struct Search {
 /// An answer in the making.
 #[derive(Default)]
 struct Found {
-    holders: Vec<Holder>,
+    holders: SmallVec<[Holder; 1]>,
     undetermined: Option<Cause>,
-    cookies: Vec<u64>,
+    cookies: SmallVec<[u64; 1]>,
     /// Something about it could change without any generation moving.
     fleeting: bool,
 }
@@ -142,7 +143,7 @@ impl Search {
             list_at(diag, endpoint, 1 << state::LISTEN, &mut listeners)?;
         }
         if listeners.is_empty() {
-            return Ok(Found { cookies: vec![socket.cookie], ..Found::undetermined(Cause::HoldersGone) });
+            return Ok(Found { cookies: smallvec![socket.cookie], ..Found::undetermined(Cause::HoldersGone) });
         }
         let mut found = self.holders(endpoint, &listeners, previous)?;
         found.fleeting |= socket.state != state::LISTEN;
