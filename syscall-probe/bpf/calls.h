@@ -15,6 +15,7 @@
 
 #define PROT_READ 1
 #define PROT_EXEC 4
+#define VM_EXEC 4
 #define SHM_EXEC 0100000
 #define READ_IMPLIES_EXEC 0x0400000
 #define PR_SET_MM 35
@@ -32,7 +33,9 @@
 #define SECCOMP_NOTIF_ADDFD 0x40002103u
 #define BINDER_WRITE_READ 0xc0006201u
 #define SOCKETCALL_CONNECT 3
+#define SOCKETCALL_ACCEPT 5
 #define SOCKETCALL_SENDMSG 16
+#define SOCKETCALL_ACCEPT4 18
 #define SOCKETCALL_SENDMMSG 20
 #define IPC_SHMAT 21
 
@@ -65,22 +68,107 @@ static __always_inline u32 attaches_executable(struct task_struct *task, unsigne
 	return maps_executable(task, flags & SHM_EXEC ? PROT_EXEC : PROT_READ);
 }
 
-static __always_inline struct sock *socket_of(struct task_struct *task, u32 fd)
+/* A library has four or five mappings side by side. */
+#define MAPPINGS_LOOKED_AT 8
+
+struct unmapped {
+	unsigned long end; /* of the mapping that was found */
+	bool executable;
+};
+
+static long look_at_mapping(struct task_struct *task, struct vm_area_struct *mapping, struct unmapped *found)
+{
+	found->end = mapping->vm_end;
+	found->executable = mapping->vm_flags & VM_EXEC;
+	return 0;
+}
+
+/* Whether something executable goes. What cannot be told (another thread holds the lock of the mappings, there is a
+   hole, there are many) counts as if it did: that costs a look at the process. Unmapping by way of mmap, mremap or
+   mprotect is not noticed: the process counts as made of more than it is until something else moves. */
+static __always_inline u32 unmaps_executable(struct task_struct *task, unsigned long start, unsigned long length)
+{
+	struct unmapped found = {};
+	unsigned long end = start + length;
+
+	if (!task->mm || end < start)
+		return 0;
+	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
+		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
+			return IN_FLIGHT_PROCESS;
+		if (found.end >= end)
+			return 0;
+		start = found.end;
+	}
+	return IN_FLIGHT_PROCESS;
+}
+
+static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
 {
 	struct fdtable *table = task->files->fdt;
 	struct file **files = table->fd;
-	struct socket *socket;
 	struct file *file = 0;
 
-	if (fd >= table->max_fds)
+	if (fd >= table->max_fds || bpf_probe_read_kernel(&file, sizeof(file), files + fd))
 		return 0;
-	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
-		return 0;
-	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+	return file;
+}
+
+static __always_inline struct sock *socket_in(struct file *file)
+{
+	struct socket *socket;
+
+	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	/* Null for a socket's path opened with O_PATH; reading through null gives null. */
 	socket = BPF_CORE_READ(file, private_data);
 	return BPF_CORE_READ(socket, sk);
+}
+
+static __always_inline struct sock *socket_of(struct task_struct *task, u32 fd)
+{
+	return socket_in(file_of(task, fd));
+}
+
+/* References of an open file, the reader's own included. Since 6.13 they are stored less one. */
+static __always_inline u64 references(struct file *file)
+{
+	struct file___with_ref *with_ref = (void *)file;
+	struct file___with_count *with_count = (void *)file;
+
+	if (bpf_core_field_exists(with_ref->f_ref))
+		return BPF_CORE_READ(with_ref, f_ref.refcnt.counter) + 1;
+	return BPF_CORE_READ(with_count, f_count.counter);
+}
+
+/* Who got a socket from accept() is to it what a maker is to others, if nobody else can hold it yet: its open file has
+   one reference, this descriptor's. The generations are read first: whoever passes it on afterwards moves them. The
+   kernel gave the socket its cookie at the end of the handshake (on_socket_op). */
+static __always_inline void note_accepted(struct task_struct *task, long fd)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct process_slot *slot = process_slot(tgid);
+	struct created_socket accepted = {};
+	struct wide *all = wide_slot();
+	struct file *file;
+	struct sock *sk;
+	u64 cookie;
+
+	if (fd < 0 || !slot || !all)
+		return;
+	accepted.creator = tgid;
+	accepted.creator_start = task->group_leader->start_boottime;
+	accepted.process_generation = *(volatile u64 *)&slot->generation;
+	accepted.wide_generation = *(volatile u64 *)&all->generation;
+	if (task->files->count.counter > task->signal->nr_threads)
+		accepted.flags |= CREATED_SHARED_TABLE;
+	file = file_of(task, fd);
+	sk = socket_in(file);
+	if (!sk || references(file) != 1)
+		return;
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (cookie)
+		bpf_map_update_elem(&sockets, &cookie, &accepted, BPF_NOEXIST);
 }
 
 /* Only AF_UNIX sockets carry descriptors (the kernel's __scm_send). Whether this message does is in user memory,
@@ -128,6 +216,8 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 10:  /* mprotect */
 	case 329: /* pkey_mprotect */
 		return maps_executable(task, regs->dx);
+	case 11: /* munmap */
+		return unmaps_executable(task, regs->di, regs->si);
 	case 30: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 134: /* uselib */
@@ -167,6 +257,8 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 125: /* mprotect */
 	case 380: /* pkey_mprotect */
 		return maps_executable(task, regs->dx);
+	case 91: /* munmap */
+		return unmaps_executable(task, call, regs->cx);
 	case 397: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 117: /* ipc: the version is in the upper half */
@@ -199,7 +291,7 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 102: case 117: case 125:
+	case 9: case 10: case 11: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 91: case 102: case 117: case 125:
 	case 134: case 157: case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397:
 	case 425: case 426: case 427: case 438: case 514: case 518: case 538:
 		return 1;
@@ -276,6 +368,15 @@ int BPF_PROG(on_sys_enter, struct pt_regs *regs, long id)
 	return 0;
 }
 
+static __always_inline bool accepts(struct task_struct *task, struct pt_regs *regs, u32 nr)
+{
+	if (!(task->thread_info.status & TS_COMPAT))
+		return nr == 43 || nr == 288; /* accept, accept4 */
+	if (nr == 102)
+		return regs->bx == SOCKETCALL_ACCEPT || regs->bx == SOCKETCALL_ACCEPT4;
+	return nr == 364; /* accept4 */
+}
+
 /* What ends is what was noted at the start: descriptors and registers may be others by now. */
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
@@ -285,6 +386,11 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	u64 thread;
 	u32 *found, note;
 
+	if (nr == 43 || nr == 102 || nr == 288 || nr == 364) {
+		task = bpf_get_current_task_btf();
+		if (accepts(task, regs, nr))
+			note_accepted(task, ret);
+	}
 	if (!watched(nr))
 		return 0;
 	thread = bpf_get_current_pid_tgid();
@@ -320,7 +426,8 @@ int distrust_running(struct bpf_iter__task *ctx)
 	}
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;
-	if (watched(nr) && changes(task, regs, nr))
+	/* munmap takes away; what the process seems to be made of meanwhile is too much, not too little. */
+	if (nr != (task->thread_info.status & TS_COMPAT ? 91 : 11) && watched(nr) && changes(task, regs, nr))
 		distrust_process(task->tgid);
 	return 0;
 }

@@ -29,18 +29,6 @@ _Static_assert(sizeof(struct socket_record) == 88, "mirrored in src/layout.rs");
 #define RECORD_IPV6_ONLY 2u
 #define RECORD_REUSE 4u
 
-/* The iterator itself holds one reference while it shows the file, which the count before 6.13 contains and the
-   later one, stored less one, cancels out. */
-static __always_inline u64 references(struct file *file)
-{
-	struct file___with_ref *with_ref = (void *)file;
-	struct file___with_count *with_count = (void *)file;
-
-	if (bpf_core_field_exists(with_ref->f_ref))
-		return BPF_CORE_READ(with_ref, f_ref.refcnt.counter);
-	return BPF_CORE_READ(with_count, f_count.counter) - 1;
-}
-
 SEC("iter/task_file")
 int dump_sockets(struct bpf_iter__task_file *ctx)
 {
@@ -66,7 +54,8 @@ int dump_sockets(struct bpf_iter__task_file *ctx)
 	record.start = task->group_leader->start_boottime;
 	record.inode = file->f_inode->i_ino;
 	record.cookie = bpf_get_socket_cookie(sk);
-	record.file_refs = references(file);
+	/* Less the one of the iterator itself, which shows the file. */
+	record.file_refs = references(file) - 1;
 	record.netns = sk->__sk_common.skc_net.net->ns.inum;
 	record.type = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type);
 	record.protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);

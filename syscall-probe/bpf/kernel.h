@@ -46,6 +46,11 @@ struct mm_struct {
 	struct atomic mm_users;
 };
 
+struct vm_area_struct {
+	unsigned long vm_end;
+	unsigned long vm_flags;
+};
+
 struct signal_struct {
 	struct atomic live;
 	int nr_threads;
@@ -119,6 +124,9 @@ struct sock_common {
 	} skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	struct {
+		s64 counter;
+	} skc_cookie;
 };
 
 struct sock {

@@ -113,10 +113,13 @@ static __always_inline void note_connection(struct bpf_sock_ops *ctx, u32 port, 
 	__sync_lock_test_and_set(&connection->writer, 0);
 }
 
-/* TCP has taken a port for connect() and is about to send the SYN; no bind hook runs for a port the kernel chose. */
+/* TCP has taken a port for connect() and is about to send the SYN; no bind hook runs for a port the kernel chose.
+   A socket that comes out of a handshake gets its cookie here, by which note_accepted() knows it. */
 SEC("sockops")
 int on_socket_op(struct bpf_sock_ops *ctx)
 {
+	if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		bpf_get_socket_cookie(ctx);
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		note_connection(ctx, ctx->local_port, move_port(ctx->local_port));
 	return ALLOW;

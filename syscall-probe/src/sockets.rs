@@ -12,7 +12,8 @@ pub(crate) type CreatedSockets = HashMap<MapData, u64, [u8; CREATED_SOCKET]>;
 /// The makers of the sockets that were made since the probe was loaded, up to the 131,072 most recently made or looked
 /// up.
 ///
-/// Sockets that came out of `accept` are not made by a process and are not in it.
+/// For a socket that came out of `accept` that is the process which accepted it, if no other could have it by then; one
+/// that was accepted by io_uring is not in it.
 #[derive(Clone)]
 pub struct SocketTable {
     sockets: Arc<CreatedSockets>,

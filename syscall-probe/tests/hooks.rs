@@ -95,6 +95,25 @@ fn executable_mappings_by_32_bit_calls_move_the_process() {
 }
 
 #[test]
+fn unmapping_something_executable_moves_the_process() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    for pages in ["rx", "r rx", "r rw r rw r rx"] {
+        actor.act(&format!("map {pages}"));
+        moves(|| all.process(tgid).value, || drop(actor.act("unmap")));
+    }
+    for pages in ["r", "rw r", "r rw r rw"] {
+        let mut unmap = || {
+            actor.act(&format!("map {pages}"));
+            let before = all.process(tgid).value;
+            actor.act("unmap");
+            all.process(tgid).value == before
+        };
+        assert!((0..LOOKS).any(|_| unmap()), "{pages}: it moved every time");
+    }
+}
+
+#[test]
 fn other_calls_leave_the_process() {
     act_leaves_process("nothing");
     act_leaves_process("getppid 1000");
@@ -289,6 +308,38 @@ fn the_maker_of_a_socket_is_known() {
     let cookie = actor.number("cookie r");
     assert!(probe().sockets().creator(cookie).expect("a look-up").expect("a new socket").raw);
     assert_eq!(probe().sockets().creator(u64::MAX).expect("a look-up"), None);
+}
+
+#[test]
+fn who_accepted_a_socket_is_known() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let port = actor.number("tcp-listen l");
+    actor.act(&format!("tcp-connect c {port}"));
+    actor.act("accept s l");
+    let (cookie, now) = (actor.number("cookie s"), all.process(tgid));
+    let holder = probe().sockets().creator(cookie).expect("a look-up").expect("an accepted socket");
+    assert_eq!((holder.tgid, holder.raw, holder.shared_table), (tgid, false, false));
+    assert_eq!(holder.process_generation, now.value);
+    assert_eq!(holder.start / 10_000_000, start_in_ticks(tgid));
+}
+
+#[test]
+fn a_connection_is_noted_at_its_port_until_the_port_moves() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let listening = actor.number("tcp-listen l") as u16;
+    assert_eq!(all.connection(listening), None, "nothing connects from here");
+    let local = actor.number(&format!("tcp-connect c {listening}")) as u16;
+    let noted = all.connection(local).expect("a connection");
+    assert_eq!((noted.remote_port, noted.port_generation), (listening, all.port(local)));
+    assert_eq!((noted.local, noted.remote), ([127, 0, 0, 1].into(), [127, 0, 0, 1].into()));
+    assert_eq!(noted.cookie, actor.number("cookie c"));
+    assert_eq!(noted.maker, probe().sockets().creator(noted.cookie).expect("a look-up"));
+    assert_eq!(noted.maker.map(|maker| maker.tgid), Some(actor.tgid()));
+    actor.act("accept s l");
+    actor.act("close c");
+    actor.act("close s");
+    comes_true(|| all.connection(local).is_none(), "the connection's end left its note");
 }
 
 /// Field 22 of /proc/PID/stat; the second field ends with the last bracket.

@@ -126,6 +126,27 @@ fn a_library_loaded_late_is_judged_on_the_next_packet() -> Result<()> {
 }
 
 #[test]
+fn a_library_that_was_unloaded_counts_no_longer() -> Result<()> {
+    let late = Late::new()?;
+    let (scene, arrived) = (&late.scene, late.scene.count()?);
+    let mut one = scene.start(&scene.pair.good)?;
+    let (mut two, _) = late.connection()?;
+    for _ in 0..2 {
+        scene.passes(&mut one, &arrived, true, "without the library")?;
+        one.step(&late.load)?;
+        scene.passes(&mut one, &arrived, false, "with the library")?;
+        one.step("dlclose")?;
+        two.step(&late.load)?;
+        two.step("send")?;
+        scene.pair.world.wait_queues_empty(Ns::Local)?;
+        two.step("dlclose")?;
+        // The kernel kept the data and sends it again.
+        ensure!(two.step("recv")?.starts_with('5'));
+    }
+    scene.passes(&mut one, &arrived, true, "without it again")
+}
+
+#[test]
 fn a_library_once_loaded_counts_for_ever_if_maps_are_retained() -> Result<()> {
     let scene = Scene::new("retain")?;
     let _daemon = scene.pair.world.daemon(&["-r"])?;

@@ -22,14 +22,9 @@ macro_rules! with_and_without_probe {
 
 with_and_without_probe! {
     udp udp_lite the_mapped_wildcard echo_and_raw_sockets tcp listeners datagrams_to_a_bound_socket accepted_connections
-    prefork_workers ports_shared_by_two_programs the_same_port_elsewhere high_descriptors
+    prefork_workers ports_shared_by_two_programs the_same_port_elsewhere high_descriptors shared_by_fork
     inherited_over_exec passed_over_a_unix_socket closed_by_a_denied_holder shared_connections become_another_program icmp_errors
     fire_and_forget open_before_the_daemon open_before_the_rule one_path_in_two_mount_namespaces
-}
-
-#[test]
-fn shared_by_fork_with_the_probe() -> Result<()> {
-    shared_by_fork(&[])
 }
 
 // --- kinds of sockets -----------------------------------------------------------------------------------------------
@@ -697,7 +692,6 @@ fn slow_reader(label: &str) -> Result<Pair> {
 }
 
 #[test]
-#[ignore = "fails now and then when the program is killed: see docs/known-limits.md"]
 fn what_an_allowed_program_wrote_arrives_after_its_end() -> Result<()> {
     let pair = slow_reader("orphan")?;
     let _daemon = pair.world.daemon(&[])?;
@@ -760,7 +754,7 @@ fn what_a_denied_program_wrote_does_not_arrive_after_its_end() -> Result<()> {
 }
 
 /// SYN to the last ACK, from sockets in every state down to TIME_WAIT: nothing of an allowed program's connection is
-/// dropped when it closes first. (When the other end does, see docs/known-limits.md.)
+/// dropped, whichever end closes first.
 #[test]
 fn connections_of_an_allowed_program_end_cleanly() -> Result<()> {
     let pair = Pair::new("time wait")?;
@@ -780,6 +774,17 @@ fn connections_of_an_allowed_program_end_cleanly() -> Result<()> {
             good.step("close")?;
             pair.settle()?;
             ensure!(good.finish()?.success());
+
+            // The other end closes first.
+            let mut server = pair.start(&pair.good, &["serve-tcp", "0.0.0.0:4000", "--timeout", "20000"])?;
+            let mut visitor = client(&pair, "198.51.100.1:4000", "20000")?;
+            visitor.step("connect")?;
+            server.step("accept")?;
+            visitor.step("send")?;
+            visitor.finish()?;
+            ensure!(server.step("drain")? == "5");
+            ensure!(server.finish()?.success());
+            pair.settle()?;
         }
     }
     ensure!(daemon.stop()?.success());

@@ -24,6 +24,8 @@ pub struct Stage {
     sockets: HashMap<String, OwnedFd>,
     blocked: Option<(UnixDatagram, JoinHandle<()>)>,
     probe: Option<syscall_probe::Probe>,
+    /// Address and length.
+    mapped: Option<(usize, usize)>,
 }
 
 impl Stage {
@@ -33,6 +35,8 @@ impl Stage {
             ["nothing"] => {}
             ["getppid", times] => call_repeatedly(times.parse()?),
             ["mmap", protection] => mmap(protections(protection))?,
+            ["map", protections_of @ ..] => self.map(protections_of)?,
+            ["unmap"] => self.unmap()?,
             ["mmap-many", protection, times] => mmap_many(protections(protection), times.parse()?)?,
             ["load-probe"] => self.probe = Some(syscall_probe::Probe::load(&syscall_probe::Options::default())?),
             ["mprotect", protection] => mprotect_page(protections(protection))?,
@@ -129,6 +133,26 @@ impl Stage {
         let stream = TcpStream::connect(loopback(port))?;
         self.keep(name, stream);
         self.local_port(name)
+    }
+
+    /// Pages side by side, each with its own protection, as the segments of a library are.
+    fn map(&mut self, pages: &[&str]) -> Result<()> {
+        let length = NonZeroUsize::new(PAGE.get() * pages.len()).context("no pages")?;
+        // SAFETY: a new mapping that nothing else uses.
+        let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)? };
+        for (index, page) in pages.iter().enumerate() {
+            // SAFETY: a page of the mapping above.
+            unsafe { mprotect(start.byte_add(index * PAGE.get()), PAGE.get(), protections(page))? };
+        }
+        self.mapped = Some((start.as_ptr() as usize, length.get()));
+        Ok(())
+    }
+
+    fn unmap(&mut self) -> Result<()> {
+        let (start, length) = self.mapped.take().context("nothing is mapped")?;
+        let start = std::ptr::NonNull::new(start as *mut _).context("address 0")?;
+        // SAFETY: what `map` mapped, once.
+        Ok(unsafe { munmap(start, length)? })
     }
 
     fn accept(&mut self, name: &str, listener: &str) -> Result<String> {
