@@ -98,6 +98,11 @@ fn cost(probe: &Probe) -> Vec<String> {
     if !exact.ports || !exact.sockets {
         cost.push("changes of sockets are not all seen: owners are searched for each packet".into());
     }
+    if !exact.sockets {
+        cost.push(
+            "makers of sockets are not seen: a program's first packets may be undetermined (other-program)".into(),
+        );
+    }
     if probe.holders().is_none() {
         cost.push("holders of sockets are searched in /proc, which takes longer".into());
     }

@@ -152,7 +152,8 @@ impl Stage {
         let (start, length) = self.mapped.take().context("nothing is mapped")?;
         let start = std::ptr::NonNull::new(start as *mut _).context("address 0")?;
         // SAFETY: what `map` mapped, once.
-        Ok(unsafe { munmap(start, length)? })
+        unsafe { munmap(start, length)? };
+        Ok(())
     }
 
     fn accept(&mut self, name: &str, listener: &str) -> Result<String> {
