@@ -133,15 +133,15 @@ pub enum Stale {
     Port,
     /// See [`Staleness::Process`].
     Process,
-    /// A mapped file changed.
-    File,
+    /// A holder's mappings changed, or a mapped file did.
+    Image,
     /// It was true of one packet only.
     NotKept,
 }
 
 impl Stale {
     /// All of them, in the order of their counters.
-    pub const ALL: [Stale; 6] = [Stale::Rules, Stale::Wide, Stale::Port, Stale::Process, Stale::File, Stale::NotKept];
+    pub const ALL: [Stale; 6] = [Stale::Rules, Stale::Wide, Stale::Port, Stale::Process, Stale::Image, Stale::NotKept];
 
     /// Stable token.
     pub fn token(self) -> &'static str {
@@ -150,7 +150,7 @@ impl Stale {
             Stale::Wide => "wide",
             Stale::Port => "port",
             Stale::Process => "process",
-            Stale::File => "file",
+            Stale::Image => "image",
             Stale::NotKept => "not-kept",
         }
     }
@@ -244,7 +244,7 @@ pub struct Pipeline {
     answers: Recent<FlowKey, Arc<Answer>>,
     lines: Recent<Line, Attributed>,
     images: Recent<Process, Looked<Result<Arc<Image>, Cause>>>,
-    /// Images that were good once: what a process that ended was made of.
+    /// Images that were good once, where what was mapped once is to be retained.
     former: Recent<Process, Arc<Image>>,
     /// Programs that were started with sockets of older make: the generation of the exec, and the round in which it was
     /// first noticed.
@@ -352,10 +352,10 @@ impl Pipeline {
                 self.learn_owners(&endpoint, Looked { began, found });
             }
             (Key::Image(process), Found::Image(mut found)) => {
-                if let Ok(image) = &mut found {
-                    if self.world.retention != Retention::Nothing
-                        && let Some(former) = self.former.get(&process)
-                    {
+                if self.world.retention != Retention::Nothing
+                    && let Ok(image) = &mut found
+                {
+                    if let Some(former) = self.former.get(&process) {
                         *image = Arc::new(image.retaining(former, self.world.retention));
                     }
                     self.former.put(process, image.clone());
@@ -542,8 +542,7 @@ impl Pipeline {
         if let Some(looked) = self.images.get(&holder.process) {
             let is_current = |image: &Arc<Image>| generations.is_some_and(|now| image.is_current(now));
             if looked.began >= arrived.at || looked.found.as_ref().is_ok_and(is_current) {
-                let found = looked.found.clone();
-                return Ok(found.or_else(|cause| self.former_image(holder, cause)));
+                return Ok(looked.found.clone());
             }
         }
         match patience {
@@ -583,15 +582,6 @@ impl Pipeline {
     /// Takes note that the queue has been read empty `round` times.
     pub fn set_round(&mut self, round: u64) {
         self.round = round;
-    }
-
-    /// What a process that ended was made of to its end.
-    fn former_image(&mut self, holder: &Holder, cause: Cause) -> Result<Arc<Image>, Cause> {
-        let (Cause::ProcessGone, Some(generations)) = (cause, &self.world.generations) else { return Err(cause) };
-        match self.former.get(&holder.process) {
-            Some(image) if image.was_final(generations) => Ok(image.clone()),
-            _ => Err(cause),
-        }
     }
 }
 
@@ -643,10 +633,7 @@ impl Answer {
     fn may_be_kept(&self) -> bool {
         self.identity.as_ref().map_or(self.lasts, |identity| {
             identity.owners.may_be_kept()
-                && identity
-                    .images
-                    .iter()
-                    .all(|image| image.as_ref().is_ok_and(|image| image.process_generation().is_some()))
+                && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
         })
     }
 
@@ -660,13 +647,10 @@ impl Answer {
         };
         let generations = generations.ok_or(Stale::NotKept)?;
         identity.owners.check(generations)?;
-        for (holder, image) in identity.owners.holders.iter().zip(&identity.images) {
+        for image in &identity.images {
             let image = image.as_ref().map_err(|_| Stale::NotKept)?;
-            if image.process_generation() != Some(holder.generation) {
-                return Err(Stale::NotKept);
-            }
             if !image.is_current(generations) {
-                return Err(Stale::File);
+                return Err(Stale::Image);
             }
         }
         Ok(())

@@ -134,7 +134,7 @@ pub struct Worker {
     /// Questions that are open, and how many packets wait for each.
     asked: HashMap<Key, usize>,
     unlooked: u64,
-    /// Packets were lost since the queue was last empty.
+    /// Since the queue was last empty there was so much in it that packets may have been lost.
     congested: bool,
     busy: u32,
     /// How often the queue has been read empty.
@@ -217,7 +217,7 @@ impl Worker {
             self.retry_parked();
             if !more {
                 self.flush();
-                // The kernel tells once when the buffer is full, and again only after it was empty.
+                // Some kernels tell by ENOBUFS that the buffer was full, others (6.18) only count.
                 if std::mem::take(&mut self.congested) {
                     self.look_after_buffer();
                 }
@@ -272,7 +272,9 @@ impl Worker {
         if self.unlooked >= LOOK_AFTER {
             self.look_after_buffer();
         }
-        Ok(count == datagrams.capacity())
+        let more = count == datagrams.capacity();
+        self.congested |= more;
+        Ok(more)
     }
 
     fn arrive(&mut self, queued: &Queued<'_>, patience: Patience) {

@@ -41,8 +41,9 @@
 
 /* What a watched call does; kept with the slot it was counted in while it is in flight. */
 #define IN_FLIGHT_SLOT 0x0000ffffu
-#define IN_FLIGHT_PROCESS 0x00010000u  /* changes the calling process, or gives away what it holds */
+#define IN_FLIGHT_PROCESS 0x00010000u  /* changes or gives away what the calling process holds */
 #define IN_FLIGHT_MAPPING 0x00020000u  /* may map something executable: worth an event */
+#define IN_FLIGHT_IMAGE 0x00100000u    /* changes what the calling process is made of */
 #define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
 #define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
 _Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
@@ -59,8 +60,8 @@ mapping:
 	   knows which they are. A reader of /proc/PID/maps also counts as a user for a moment: then the wide
 	   generation moves for nothing. */
 	if (task->mm->mm_users.counter > task->signal->nr_threads)
-		return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING | IN_FLIGHT_WIDE;
-	return IN_FLIGHT_PROCESS | IN_FLIGHT_MAPPING;
+		return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING | IN_FLIGHT_WIDE;
+	return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING;
 }
 
 static __always_inline u32 attaches_executable(struct task_struct *task, unsigned long flags)
@@ -95,12 +96,12 @@ static __always_inline u32 unmaps_executable(struct task_struct *task, unsigned 
 		return 0;
 	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
 		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
-			return IN_FLIGHT_PROCESS;
+			return IN_FLIGHT_IMAGE;
 		if (found.end >= end)
 			return 0;
 		start = found.end;
 	}
-	return IN_FLIGHT_PROCESS;
+	return IN_FLIGHT_IMAGE;
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
@@ -314,7 +315,7 @@ static __always_inline void begin(u32 what)
 	if (!slot || !all)
 		return;
 	if (what & IN_FLIGHT_UNSEEN) {
-		distrust_process(thread >> 32);
+		distrust_process(thread >> 32, UNRELIABLE_HOLDER);
 		return;
 	}
 	/* Without a note the end of the call would not be counted, so neither is its start. A note that is already
@@ -326,11 +327,17 @@ static __always_inline void begin(u32 what)
 			__sync_fetch_and_add(&all->in_flight, 1);
 			move(&all->generation);
 		}
-		distrust_process(thread >> 32);
+		distrust_process(thread >> 32, UNRELIABLE_HOLDER | UNRELIABLE_IMAGE);
 		return;
 	}
-	__sync_fetch_and_add(&slot->in_flight, 1);
-	move(&slot->generation);
+	if (what & IN_FLIGHT_PROCESS) {
+		__sync_fetch_and_add(&slot->in_flight, 1);
+		move(&slot->generation);
+	}
+	if (what & IN_FLIGHT_IMAGE) {
+		__sync_fetch_and_add(&slot->image_in_flight, 1);
+		move(&slot->image_generation);
+	}
 	if (what & IN_FLIGHT_WIDE) {
 		__sync_fetch_and_add(&all->in_flight, 1);
 		move(&all->generation);
@@ -345,12 +352,18 @@ static __always_inline void end(u64 thread, u32 note)
 
 	if (!slot || !all)
 		return;
-	move(&slot->generation);
 	if (note & IN_FLIGHT_WIDE) {
 		move(&all->generation);
 		__sync_fetch_and_add(&all->in_flight, -1);
 	}
-	__sync_fetch_and_add(&slot->in_flight, -1);
+	if (note & IN_FLIGHT_PROCESS) {
+		move(&slot->generation);
+		__sync_fetch_and_add(&slot->in_flight, -1);
+	}
+	if (note & IN_FLIGHT_IMAGE) {
+		move(&slot->image_generation);
+		__sync_fetch_and_add(&slot->image_in_flight, -1);
+	}
 	bpf_map_delete_elem(&in_flight_threads, &thread);
 }
 
@@ -416,18 +429,21 @@ int distrust_running(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct pt_regs *regs;
-	u32 nr;
+	u32 nr, what;
 
 	if (!task || !task->mm)
 		return 0;
-	if (task->io_uring) {
-		distrust_process(task->tgid);
-		return 0;
-	}
+	if (task->io_uring)
+		distrust_process(task->tgid, UNRELIABLE_HOLDER);
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;
 	/* munmap takes away; what the process seems to be made of meanwhile is too much, not too little. */
-	if (nr != (task->thread_info.status & TS_COMPAT ? 91 : 11) && watched(nr) && changes(task, regs, nr))
-		distrust_process(task->tgid);
+	if (nr == (task->thread_info.status & TS_COMPAT ? 91 : 11) || !watched(nr))
+		return 0;
+	what = changes(task, regs, nr);
+	if (what & (IN_FLIGHT_PROCESS | IN_FLIGHT_UNSEEN))
+		distrust_process(task->tgid, UNRELIABLE_HOLDER);
+	if (what & IN_FLIGHT_IMAGE)
+		distrust_process(task->tgid, UNRELIABLE_IMAGE);
 	return 0;
 }

@@ -23,12 +23,17 @@
 
 /* Index: tgid (in the initial pid namespace) modulo PROCESS_SLOTS. */
 struct process_slot {
-	u64 generation;
+	u64 generation;	     /* of what it holds, and of its coming and going */
 	u64 exec_generation; /* the generation since which the process runs its program; 0: no exec was seen */
-	s32 in_flight;	/* watched calls that have begun and not ended */
-	u32 unreliable; /* sticky: a process of this slot can change without a call that we see */
+	u64 image_generation; /* of what it is made of */
+	s32 in_flight;	      /* calls that move `generation`, begun and not ended */
+	s32 image_in_flight;  /* calls that move `image_generation` */
+	u32 unreliable;	      /* UNRELIABLE_*; sticky: it can change without a call that we see */
+	u32 padding;
 };
-_Static_assert(sizeof(struct process_slot) == 24, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct process_slot) == 40, "mirrored in src/layout.rs");
+#define UNRELIABLE_HOLDER 1u
+#define UNRELIABLE_IMAGE 2u
 
 /* Index: inode number modulo FILE_SLOTS. */
 struct file_slot {
@@ -74,6 +79,20 @@ struct connection {
 };
 _Static_assert(sizeof(struct connection) == 104, "mirrored in src/layout.rs");
 
+/* Who was running when a packet was queued. Index: number of the queue modulo SENDER_QUEUES, times SENDER_SLOTS, plus the
+   packet's id modulo SENDER_SLOTS, which is more than a queue may hold. */
+struct sender {
+	u32 packet; /* its id in the queue */
+	u32 queue;
+	u32 tgid;
+	u32 settled; /* nothing was changing what it is made of */
+	u64 start;   /* start_boottime of the thread group leader, ns */
+	u64 image_generation;
+};
+_Static_assert(sizeof(struct sender) == 32, "mirrored in src/layout.rs");
+#define SENDER_QUEUES 4
+#define SENDER_SLOTS 32768
+
 enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4 };
 
 struct event {
@@ -101,6 +120,14 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } port_generations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SENDER_QUEUES * SENDER_SLOTS);
+	__type(key, u32);
+	__type(value, struct sender);
+} senders SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -184,15 +211,27 @@ static __always_inline void move_process(u32 tgid)
 		move(&slot->generation);
 }
 
-/* The mark comes before the generation: who sees the new generation sees the mark too. */
-static __always_inline void distrust_process(u32 tgid)
+/* It became another process, or another program. */
+static __always_inline void move_image(u32 tgid)
+{
+	struct process_slot *slot = process_slot(tgid);
+
+	if (slot)
+		move(&slot->image_generation);
+}
+
+/* The mark comes before the generations: who sees a new one sees the mark too. */
+static __always_inline void distrust_process(u32 tgid, u32 what)
 {
 	struct process_slot *slot = process_slot(tgid);
 
 	if (!slot)
 		return;
-	*(volatile u32 *)&slot->unreliable = 1;
-	move(&slot->generation);
+	__sync_fetch_and_or(&slot->unreliable, what);
+	if (what & UNRELIABLE_HOLDER)
+		move(&slot->generation);
+	if (what & UNRELIABLE_IMAGE)
+		move(&slot->image_generation);
 }
 
 /* Returns the new generation. */

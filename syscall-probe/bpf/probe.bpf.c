@@ -10,6 +10,7 @@
 #include "files.h"
 #include "holders.h"
 #include "processes.h"
+#include "senders.h"
 #include "sockets.h"
 
 char license_text[] SEC("license") = "Dual BSD/GPL";

@@ -16,6 +16,7 @@ int BPF_PROG(on_exec, struct task_struct *task)
 	if (slot) {
 		*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
 		move(&slot->generation);
+		move(&slot->image_generation);
 	}
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
@@ -30,12 +31,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without
 	   any call of its own. */
 	if (parent->files == child->files) {
-		distrust_process(parent->tgid);
-		distrust_process(child->tgid);
+		distrust_process(parent->tgid, UNRELIABLE_HOLDER);
+		distrust_process(child->tgid, UNRELIABLE_HOLDER);
 	} else {
 		move_process(parent->tgid);
 		move_process(child->tgid);
 	}
+	move_image(child->tgid);
 	tell(EVENT_FORK, parent->tgid, parent->group_leader->start_boottime, child->tgid);
 	return 0;
 }

@@ -2,17 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 
 use crate::Hook;
-use crate::layout::{Connection, ConnectionSlot, FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, Wide};
+use crate::layout::{
+    Connection, ConnectionSlot, FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES, SENDER_SLOTS, Sender,
+    SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
+};
 use crate::sys::SharedArray;
 
-/// The state of a process as far as answers derived from it are concerned.
+/// The state of a process as far as answers derived from it are concerned. What it holds and what it is made of have
+/// one each.
 ///
-/// Two equal values, both settled, mean that the process was made of the same objects and had given no socket away in
-/// between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Two equal values, both settled, mean that nothing has changed in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Generation {
     /// Moves when the process may have changed.
     pub value: u64,
@@ -24,7 +27,7 @@ pub struct Generation {
 /// Which generations can be relied upon. Where one of these is false, nothing that depends on it may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exact {
-    /// [`Generations::process`]; without it no process is ever settled.
+    /// [`Generations::process`] and [`Generations::image`]; without it no process is ever settled.
     pub processes: bool,
     /// [`Generations::port`].
     pub ports: bool,
@@ -73,6 +76,7 @@ pub(crate) struct Shared {
     pub(crate) processes: SharedArray<ProcessSlot>,
     pub(crate) ports: SharedArray<AtomicU64>,
     pub(crate) connections: SharedArray<ConnectionSlot>,
+    pub(crate) senders: SharedArray<SenderSlot>,
     pub(crate) files: SharedArray<FileSlot>,
     pub(crate) wide: SharedArray<Wide>,
     pub(crate) exact: Exact,
@@ -91,16 +95,32 @@ impl Generations {
         Generations { shared }
     }
 
-    /// The generation of the process with this id (in the initial pid namespace). It moves at exec, at an executable
-    /// mapping, when the process forks, ends, or may have passed a descriptor on. Processes that use io_uring or share
-    /// a descriptor table are never settled.
+    /// The generation of what the process with this id (in the initial pid namespace) holds, and of its being there. It
+    /// moves at exec, when the process forks, ends, or may have passed a descriptor on. Processes that use io_uring or
+    /// share a descriptor table are never settled.
     pub fn process(&self, tgid: u32) -> Generation {
-        let slot = &self.shared.processes[tgid as usize % PROCESS_SLOTS];
+        let slot = self.slot(tgid);
+        self.read(&slot.generation, &slot.in_flight, slot, UNRELIABLE_HOLDER)
+    }
+
+    /// The generation of what the process with this id is made of. It moves at exec, when the id is given to another
+    /// process, when something executable is mapped or unmapped. It stands still when the process ends: what it was
+    /// made of to its end stays true. [`Generations::wide`] moves too when the change is another process's doing.
+    pub fn image(&self, tgid: u32) -> Generation {
+        let slot = self.slot(tgid);
+        self.read(&slot.image_generation, &slot.image_in_flight, slot, UNRELIABLE_IMAGE)
+    }
+
+    fn slot(&self, tgid: u32) -> &ProcessSlot {
+        &self.shared.processes[tgid as usize % PROCESS_SLOTS]
+    }
+
+    fn read(&self, value: &AtomicU64, in_flight: &AtomicI32, slot: &ProcessSlot, unreliable: u32) -> Generation {
         // A call moves the generation before it stops being in flight. Loading in the same order, whoever sees the call
         // as over either sees its generation too or has the older one, which the next comparison finds out.
-        let value = slot.generation.load(Ordering::Acquire);
-        let settled = slot.in_flight.load(Ordering::Acquire) == 0
-            && slot.unreliable.load(Ordering::Acquire) == 0
+        let value = value.load(Ordering::Acquire);
+        let settled = in_flight.load(Ordering::Acquire) == 0
+            && slot.unreliable.load(Ordering::Acquire) & unreliable == 0
             && self.wide_slot().in_flight.load(Ordering::Acquire) == 0
             && self.exact().processes;
         Generation { value, settled }
@@ -109,7 +129,7 @@ impl Generations {
     /// The generation since which the process with this id runs its program: what it made at an older one was made by
     /// the program before. 0 if no exec of it was seen.
     pub fn exec(&self, tgid: u32) -> u64 {
-        self.shared.processes[tgid as usize % PROCESS_SLOTS].exec_generation.load(Ordering::Acquire)
+        self.slot(tgid).exec_generation.load(Ordering::Acquire)
     }
 
     /// The generation of a local port, of all protocols and network namespaces together. It moves when a socket gives
@@ -117,6 +137,30 @@ impl Generations {
     /// for what it does not show.
     pub fn port(&self, port: u16) -> u64 {
         self.shared.ports[usize::from(port)].load(Ordering::Acquire)
+    }
+
+    /// The process that was running when a packet was put into a queue that [`crate::Probe::watch_queue`] watches: `id` is
+    /// the packet's in its queue. That process sent it, if a system call did; a packet that the kernel sent on its own
+    /// account, or for a timer or an arriving packet, was queued while anybody ran. `None` if it is not known any more: a
+    /// queue's last 32,768 packets are, as long as no other queue uses the same slots (numbers modulo 4).
+    pub fn sender(&self, queue: u16, id: u32) -> Option<Sender> {
+        let index = usize::from(queue) % SENDER_QUEUES * SENDER_SLOTS + id as usize % SENDER_SLOTS;
+        let slot = &self.shared.senders[index];
+        let is_it =
+            || slot.packet.load(Ordering::Acquire) == id && slot.queue.load(Ordering::Acquire) == u32::from(queue);
+        if !is_it() {
+            return None;
+        }
+        let sender = Sender {
+            tgid: slot.tgid.load(Ordering::Acquire),
+            start: slot.start.load(Ordering::Acquire),
+            image: Generation {
+                value: slot.image_generation.load(Ordering::Acquire),
+                settled: slot.settled.load(Ordering::Acquire) != 0 && self.exact().processes,
+            },
+        };
+        // A packet that takes the slot writes its id first.
+        is_it().then_some(sender)
     }
 
     /// The TCP connection that was begun from a local port, if nothing has happened to the port since: no socket in any

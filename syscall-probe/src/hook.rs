@@ -32,6 +32,8 @@ pub enum Hook {
     InodeDirty,
     /// The list of all open sockets.
     Sockets,
+    /// A packet is put into a queue.
+    Senders,
 }
 
 /// How a program is attached.
@@ -45,6 +47,8 @@ pub(crate) enum Place {
     TcpCallbacks,
     /// An iterator, by name; nothing stays attached between two runs.
     Iterator(&'static str),
+    /// A filter on each netlink socket that serves a queue; see [`crate::Probe::watch_queue`].
+    QueueSocket,
 }
 
 impl Hook {
@@ -54,7 +58,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 13] = [
+    pub const ALL: [Hook; 14] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -68,6 +72,7 @@ impl Hook {
         Hook::Bind,
         Hook::InodeDirty,
         Hook::Sockets,
+        Hook::Senders,
     ];
 
     /// The hook's stable name, as [`fmt::Display`] writes and [`FromStr`] reads it.
@@ -86,6 +91,7 @@ impl Hook {
             Hook::Bind => "bind",
             Hook::InodeDirty => "inode-dirty",
             Hook::Sockets => "sockets",
+            Hook::Senders => "senders",
         }
     }
 
@@ -105,6 +111,7 @@ impl Hook {
             Hook::Bind => &["on_post_bind4", "on_post_bind6"],
             Hook::InodeDirty => &["on_inode_dirty"],
             Hook::Sockets => &["dump_sockets"],
+            Hook::Senders => &["on_queued"],
         }
     }
 
@@ -121,6 +128,7 @@ impl Hook {
             Hook::SockCreate | Hook::SockRelease | Hook::Bind => Place::CgroupSocket,
             Hook::InodeDirty => Place::Tracepoint("writeback_mark_inode_dirty"),
             Hook::Sockets => Place::Iterator("task_file"),
+            Hook::Senders => Place::QueueSocket,
         }
     }
 }

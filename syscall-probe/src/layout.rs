@@ -18,9 +18,16 @@ pub(crate) const FILE_SLOTS: usize = 131_072;
 pub(crate) struct ProcessSlot {
     pub(crate) generation: AtomicU64,
     pub(crate) exec_generation: AtomicU64,
+    pub(crate) image_generation: AtomicU64,
     pub(crate) in_flight: AtomicI32,
+    pub(crate) image_in_flight: AtomicI32,
     pub(crate) unreliable: AtomicU32,
+    padding: AtomicU32,
 }
+
+/// Bits of [`ProcessSlot::unreliable`].
+pub(crate) const UNRELIABLE_HOLDER: u32 = 1;
+pub(crate) const UNRELIABLE_IMAGE: u32 = 2;
 
 /// `struct file_slot`.
 #[repr(C)]
@@ -40,6 +47,24 @@ pub(crate) struct Wide {
     padding: AtomicU32,
 }
 
+/// Queues that have slots of their own for senders; a queue uses those of its number modulo this.
+pub(crate) const SENDER_QUEUES: usize = 4;
+/// Slots of a queue; a packet uses that of its id modulo this.
+pub(crate) const SENDER_SLOTS: usize = 32_768;
+
+/// `struct sender`.
+#[repr(C)]
+pub(crate) struct SenderSlot {
+    pub(crate) packet: AtomicU32,
+    pub(crate) queue: AtomicU32,
+    pub(crate) tgid: AtomicU32,
+    pub(crate) settled: AtomicU32,
+    pub(crate) start: AtomicU64,
+    pub(crate) image_generation: AtomicU64,
+}
+
+const _: () = assert!(size_of::<SenderSlot>() == 32);
+
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
 pub(crate) struct ConnectionSlot {
@@ -53,7 +78,7 @@ pub(crate) struct ConnectionSlot {
 pub(crate) const CONNECTION_FIELDS: usize = 11;
 
 const _: () = assert!(size_of::<ConnectionSlot>() == 104);
-const _: () = assert!(size_of::<ProcessSlot>() == 24);
+const _: () = assert!(size_of::<ProcessSlot>() == 40);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 40);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
@@ -83,6 +108,17 @@ pub struct Creator {
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
+}
+
+/// Who was running when a packet was queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sender {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// [`crate::Generations::image`] at that moment.
+    pub image: crate::Generation,
 }
 
 /// The last TCP connection that a process began from a port.

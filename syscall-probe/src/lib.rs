@@ -42,6 +42,6 @@ pub use events::Events;
 pub use generations::{Exact, FileWatch, Generation, Generations};
 pub use holders::Holders;
 pub use hook::{Hook, UnknownHook};
-pub use layout::{Connection, Creator, DecodeError, Event, EventKind, SocketRecord};
+pub use layout::{Connection, Creator, DecodeError, Event, EventKind, Sender, SocketRecord};
 pub use probe::{Options, Probe};
 pub use sockets::{LookupError, SocketTable};

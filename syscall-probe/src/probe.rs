@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use crate::events::Events;
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, read_some};
 use crate::hook::Place;
-use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS};
+use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS};
 use crate::sockets::{CreatedSockets, SocketTable};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
 use crate::{Hook, LoadError, cgroup};
@@ -45,7 +45,7 @@ pub struct Probe {
     events: Option<Events>,
     missing: Vec<(Hook, String)>,
     /// Owns the programs and their links.
-    _programs: Ebpf,
+    programs: Ebpf,
 }
 
 impl Probe {
@@ -73,6 +73,7 @@ impl Probe {
         let processes = shared_array(&programs, "process_slots", PROCESS_SLOTS, Access::Read)?;
         let ports = shared_array(&programs, "port_generations", PORTS, Access::Read)?;
         let connections = shared_array(&programs, "connections", PORTS, Access::Read)?;
+        let senders = shared_array(&programs, "senders", SENDER_QUEUES * SENDER_SLOTS, Access::Read)?;
         let files = shared_array(&programs, "file_slots", FILE_SLOTS, Access::ReadWrite)?;
         let wide = shared_array(&programs, "wide", 1, Access::Read)?;
         check_layout(&programs, "sockets", CREATED_SOCKET, None)?;
@@ -83,14 +84,15 @@ impl Probe {
         let events = events(&mut programs)?;
         let holders = holders(&programs, &missing);
         let exact = Exact::without(&missing);
-        let shared = Shared { processes, ports, connections, files, wide, exact, detached: AtomicBool::new(false) };
+        let shared =
+            Shared { processes, ports, connections, senders, files, wide, exact, detached: AtomicBool::new(false) };
         Ok(Probe {
             shared: Arc::new(shared),
             sockets: Arc::new(sockets),
             holders,
             events: Some(events),
             missing,
-            _programs: programs,
+            programs,
         })
     }
 
@@ -112,6 +114,23 @@ impl Probe {
     /// The lister of open sockets; `None` without [`Hook::Sockets`].
     pub fn holders(&self) -> Option<Holders> {
         self.holders.clone()
+    }
+
+    /// Has [`Generations::sender`] know the packets of the queue that this netlink socket serves, until the socket is
+    /// closed. Does nothing without [`Hook::Senders`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; a sentence for the operator.
+    pub fn watch_queue(&mut self, socket: BorrowedFd<'_>) -> Result<(), String> {
+        if self.missing.iter().any(|(hook, _)| *hook == Hook::Senders) {
+            return Ok(());
+        }
+        let name = Hook::Senders.programs()[0];
+        let Some(Program::SocketFilter(program)) = self.programs.program_mut(name) else {
+            return Err(format!("the object has no program {name}"));
+        };
+        program.attach(socket).map_err(|error| format!("cannot watch the senders of a queue: {error}"))
     }
 
     /// The messages about processes; `None` when they were taken before, for there is one stream.
@@ -213,6 +232,7 @@ fn attach(programs: &mut Ebpf, types: &Btf, cgroup: &Result<File, String>, hook:
             Place::CgroupSocket => attach_cgroup_socket(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::TcpCallbacks => attach_tcp_callbacks(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::Iterator(target) => load_iterator(program, target, types).map_err(|e| describe(&e))?,
+            Place::QueueSocket => load_filter(program).map_err(|e| describe(&e))?,
         }
     }
     if hook == Hook::RunningTasks { look_at_running_tasks(programs, hook.programs()[0]) } else { Ok(()) }
@@ -243,6 +263,11 @@ fn attach_tcp_callbacks(program: &mut Program, cgroup: &File) -> Result<(), Prog
 fn load_iterator(program: &mut Program, target: &str, types: &Btf) -> Result<(), ProgramError> {
     let Program::Iter(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
     program.load(target, types)
+}
+
+fn load_filter(program: &mut Program) -> Result<(), ProgramError> {
+    let Program::SocketFilter(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load()
 }
 
 fn iterator_program(programs: &Ebpf, name: &str) -> Result<OwnedFd, String> {

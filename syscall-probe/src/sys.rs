@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use crate::layout::{ConnectionSlot, FileSlot, ProcessSlot, Wide};
+use crate::layout::{ConnectionSlot, FileSlot, ProcessSlot, SenderSlot, Wide};
 
 /// A value that may be looked at while the kernel changes it.
 ///
@@ -22,6 +22,8 @@ unsafe impl SharedWithKernel for AtomicU64 {}
 unsafe impl SharedWithKernel for ProcessSlot {}
 // SAFETY: as above.
 unsafe impl SharedWithKernel for ConnectionSlot {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for SenderSlot {}
 // SAFETY: as above.
 unsafe impl SharedWithKernel for FileSlot {}
 // SAFETY: as above.

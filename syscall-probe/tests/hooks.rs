@@ -79,55 +79,69 @@ fn act_leaves_process(command: &str) {
     stands_still(|| all.process(tgid).value, || drop(actor.act(command)));
 }
 
-#[test]
-fn executable_mappings_move_the_process() {
-    act_moves_process("mmap rx");
-    act_moves_process("mmap rwx");
-    act_moves_process("mprotect rx");
-    act_moves_process("shmat 32768"); // SHM_EXEC
-    act_moves_process("mmap-read-implies-exec");
+#[track_caller]
+fn act_moves_image(command: &str) {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    moves(|| all.image(tgid).value, || drop(actor.act(command)));
+    comes_true(|| all.image(tgid).settled, "still in flight");
+    stands_still(|| all.process(tgid).value, || drop(actor.act(command)));
+}
+
+#[track_caller]
+fn act_leaves_image(command: &str) {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    stands_still(|| all.image(tgid).value, || drop(actor.act(command)));
 }
 
 #[test]
-fn executable_mappings_by_32_bit_calls_move_the_process() {
-    act_moves_process("mprotect-32 rx");
-    act_leaves_process("mprotect-32 rw");
+fn executable_mappings_move_the_image() {
+    act_moves_image("mmap rx");
+    act_moves_image("mmap rwx");
+    act_moves_image("mprotect rx");
+    act_moves_image("shmat 32768"); // SHM_EXEC
+    act_moves_image("mmap-read-implies-exec");
 }
 
 #[test]
-fn unmapping_something_executable_moves_the_process() {
+fn executable_mappings_by_32_bit_calls_move_the_image() {
+    act_moves_image("mprotect-32 rx");
+    act_leaves_image("mprotect-32 rw");
+}
+
+#[test]
+fn unmapping_something_executable_moves_the_image() {
     let (all, mut actor) = (generations(), Actor::start());
     let tgid = actor.tgid();
     for pages in ["rx", "r rx", "r rw r rw r rx"] {
         actor.act(&format!("map {pages}"));
-        moves(|| all.process(tgid).value, || drop(actor.act("unmap")));
+        moves(|| all.image(tgid).value, || drop(actor.act("unmap")));
     }
     for pages in ["r", "rw r", "r rw r rw"] {
         let mut unmap = || {
             actor.act(&format!("map {pages}"));
-            let before = all.process(tgid).value;
+            let before = all.image(tgid).value;
             actor.act("unmap");
-            all.process(tgid).value == before
+            all.image(tgid).value == before
         };
         assert!((0..LOOKS).any(|_| unmap()), "{pages}: it moved every time");
     }
 }
 
 #[test]
-fn other_calls_leave_the_process() {
-    act_leaves_process("nothing");
-    act_leaves_process("getppid 1000");
-    act_leaves_process("mmap rw");
-    act_leaves_process("mprotect rw");
-    act_leaves_process("shmat 0");
-    act_leaves_process("udp-sendmsg");
-    act_leaves_process("ioctl-other");
+fn other_calls_leave_process_and_image() {
+    for command in ["nothing", "getppid 1000", "mmap rw", "mprotect rw", "shmat 0", "udp-sendmsg", "ioctl-other"] {
+        act_leaves_process(command);
+        act_leaves_image(command);
+    }
 }
 
 #[test]
 fn passing_descriptors_moves_the_process() {
     act_moves_process("unix-sendmsg");
     act_moves_process("notif-addfd");
+    act_leaves_image("unix-sendmsg");
 }
 
 #[test]
@@ -164,6 +178,7 @@ fn io_uring_is_never_settled() {
     settles(&all, tgid);
     actor.act("io-uring");
     assert!((0..LOOKS).all(|_| !all.process(tgid).settled));
+    comes_true(|| all.image(tgid).settled, "a ring maps nothing executable");
 }
 
 #[test]
@@ -178,6 +193,7 @@ fn fork_moves_parent_and_child() {
     act_moves_process("fork");
     let (all, mut actor) = (generations(), Actor::start());
     let child = actor.number("fork-and-wait") as u32;
+    assert_ne!(all.image(child).value, 0, "another process has this id now");
     moves(
         || all.process(child).value,
         || {
@@ -215,10 +231,13 @@ fn processes_with_one_descriptor_table_are_never_settled() {
 fn exec_and_exit_move_the_process() {
     let (all, mut actor) = (generations(), Actor::start());
     let tgid = actor.tgid();
-    let before = all.process(tgid).value;
+    let before = (all.process(tgid).value, all.image(tgid).value);
     assert_eq!(actor.act("become-a-shell"), "awake");
-    assert_ne!(all.process(tgid).value, before);
+    assert_ne!(all.process(tgid).value, before.0);
+    assert_ne!(all.image(tgid).value, before.1);
+    let image = all.image(tgid).value;
     moves(|| all.process(tgid).value, || actor.kill());
+    assert_eq!(all.image(tgid).value, image, "what it was made of stays true");
 }
 
 #[test]

@@ -55,9 +55,10 @@ fn after_the_probe_nothing_is_settled() {
     drop(probe);
     assert!(!all.process(tgid).settled);
     assert!(!all.exact().ports);
-    let before = all.process(tgid).value;
+    assert!(!all.image(tgid).settled);
+    let before = all.image(tgid).value;
     actor.act("mmap rx");
-    assert_eq!(all.process(tgid).value, before, "the programs are gone");
+    assert_eq!(all.image(tgid).value, before, "the programs are gone");
 }
 
 #[test]

@@ -52,10 +52,30 @@ pub struct Image {
     stamp: Option<Stamp>,
 }
 
+/// What moves with the mappings of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Moment {
+    /// See [`Generations::image`].
+    image: Generation,
+    /// See [`Generations::wide`]: who shares the address space may have changed it.
+    wide: u64,
+}
+
+impl Moment {
+    fn of(process: Process, generations: &Generations) -> Moment {
+        Moment { image: generations.image(process.tgid), wide: generations.wide() }
+    }
+
+    /// Nothing has moved since, nor is under way.
+    fn is_now(&self, process: Process, generations: &Generations) -> bool {
+        self.image.settled && *self == Moment::of(process, generations)
+    }
+}
+
 /// The generations an image was read under.
 #[derive(Debug)]
 struct Stamp {
-    process: u64,
+    moment: Moment,
     files: Vec<(FileWatch, u32)>,
     /// The file epoch at which `files` was last found unchanged.
     epoch: AtomicU64,
@@ -117,13 +137,11 @@ impl Reader<'_> {
         let mut before = None;
         for _ in 0..ATTEMPTS {
             // Generations first, then a look, then the generations again: what is in between is one moment's truth.
-            let generation = self.generations.map(|generations| generations.process(process.tgid));
+            let generation = self.generations.map(|generations| Moment::of(process, generations));
             let executable = read_maps(&dir)?;
             let Some(found) = self.objects(&dir, &executable, hashing)? else { continue };
             let unmoved = match (generation, self.generations) {
-                (Some(generation), Some(generations)) => {
-                    generation.settled && generations.process(process.tgid) == generation
-                }
+                (Some(generation), Some(generations)) => generation.is_now(process, generations),
                 _ => false,
             };
             if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(&dir, &executable)? {
@@ -262,12 +280,12 @@ fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     maps::parse(&text).map_err(|_| Cause::MapsUnreadable)
 }
 
-fn finish(process: Process, dir: &ProcDir, found: Found, generation: Option<Generation>) -> Image {
+fn finish(process: Process, dir: &ProcDir, found: Found, moment: Option<Moment>) -> Image {
     let program = found.objects.iter().find(|object| Some(object.key) == found.program);
     let program_digest = program.and_then(|object| object.digest.ok());
     let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-    let stamp = generation.filter(|_| found.lasting).map(|generation| Stamp {
-        process: generation.value,
+    let stamp = moment.filter(|_| found.lasting).map(|moment| Stamp {
+        moment,
         files: found.files,
         epoch: AtomicU64::new(found.epoch),
     });
@@ -303,30 +321,23 @@ impl Image {
         };
         objects.dedup_by(|a, b| a.key == b.key);
         let stamp = self.stamp.as_ref().map(|stamp| Stamp {
-            process: stamp.process,
+            moment: stamp.moment,
             files: stamp.files.clone(),
             epoch: AtomicU64::new(stamp.epoch.load(Ordering::Relaxed)),
         });
         Image::new(self.process, objects, self.program.clone(), self.program_digest, stamp)
     }
 
-    /// Whether nothing it was derived from has changed since it was read. Costs a few loads.
+    /// Whether nothing it was derived from has changed since it was read. The end of the process changes nothing: it is
+    /// what the process was made of to its end. Costs a few loads.
     pub fn is_current(&self, generations: &Generations) -> bool {
         let Some(stamp) = &self.stamp else { return false };
-        let process = generations.process(self.process.tgid);
-        process.settled && process.value == stamp.process && stamp.files_unchanged(generations)
+        stamp.moment.is_now(self.process, generations) && stamp.files_unchanged(generations)
     }
 
-    /// Whether it is what a process that ended was made of to its end: nothing but the end has moved its generation.
-    pub fn was_final(&self, generations: &Generations) -> bool {
-        let Some(stamp) = &self.stamp else { return false };
-        let process = generations.process(self.process.tgid);
-        process.settled && process.value == stamp.process + 1 && stamp.files_unchanged(generations)
-    }
-
-    /// The process generation under which it was read, if it may be kept.
-    pub fn process_generation(&self) -> Option<u64> {
-        Some(self.stamp.as_ref()?.process)
+    /// Whether it may be kept for another packet.
+    pub fn may_be_kept(&self) -> bool {
+        self.stamp.is_some()
     }
 }
 
