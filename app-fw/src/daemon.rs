@@ -101,6 +101,10 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     report.sentences().iter().for_each(|sentence| tracing::warn!("{sentence}"));
     // Before any thread starts: see Queue::bind.
     let queues = bind_queues(args, signatures.as_deref())?;
+    if let Ok(probe) = &mut probe {
+        let watched = queues.iter().try_for_each(|(_, queue)| probe.watch_queue(queue.socket()));
+        watched.unwrap_or_else(|error| tracing::warn!("{error}"));
+    }
     let events = probe.as_mut().ok().and_then(Probe::take_events);
     let started = start(args, store, signatures, probe.as_ref().ok(), report, queues)?;
     let served = serve(args, &started, events);

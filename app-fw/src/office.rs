@@ -12,7 +12,7 @@ use shared::control::{
     Status,
 };
 use shared::{Chain, Selector};
-use syscall_probe::{Generations, Probe};
+use syscall_probe::{Generations, Hook, Probe};
 
 use crate::control::Handler;
 use crate::image::Digests;
@@ -101,6 +101,13 @@ fn cost(probe: &Probe) -> Vec<String> {
     if !exact.sockets {
         cost.push(
             "makers of sockets are not seen: a program's first packets may be undetermined (other-program)".into(),
+        );
+    }
+    if probe.missing().iter().any(|(hook, _)| *hook == Hook::Senders) {
+        cost.push(
+            "senders of packets are not seen: what was sent through a socket that is closed by now is undetermined, and a \
+             raw socket may send in another's name"
+                .into(),
         );
     }
     if probe.holders().is_none() {

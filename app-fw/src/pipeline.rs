@@ -10,11 +10,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use shared::{Cause, Chain, Flow, Ports, Protocol, Reason, Verdict};
 use smallvec::SmallVec;
-use syscall_probe::{Generations, SocketTable};
+use syscall_probe::{Generations, Sender, SocketTable};
 
 use crate::attribute::census::Census;
 use crate::attribute::diag::{Diag, Tuple};
-use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Staleness, quick};
+use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Staleness, Suspect, quick};
 use crate::image::{Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
 use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, Ruleset, judge};
@@ -41,6 +41,8 @@ pub struct Arrived {
     pub uid: Option<u32>,
     /// Where its socket lives.
     pub place: Place,
+    /// The process that was running when it was queued, if that is known.
+    pub ran: Option<Sender>,
 }
 
 /// Where a packet's socket lives.
@@ -57,7 +59,7 @@ const HOOK_FORWARD: u8 = 2;
 
 impl Arrived {
     /// What matters of a queued packet.
-    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64, round: u64) -> Arrived {
+    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64, round: u64, ran: Option<Sender>) -> Arrived {
         let incoming = chain == Chain::Input;
         let place = if queued.hook != HOOK_FORWARD {
             Place::Here(if incoming { queued.indev } else { queued.outdev })
@@ -74,7 +76,15 @@ impl Arrived {
             round,
             uid: queued.uid,
             place,
+            ran,
         }
+    }
+
+    /// The process that sent it, if that is certain: it was sent through a socket that was held open, and only system
+    /// calls send what is not TCP.
+    fn sender(&self, packet: &Packet) -> Option<&Sender> {
+        let by_call = self.uid.is_some() && packet.flow.protocol != Protocol::TCP;
+        self.ran.as_ref().filter(|_| by_call && matches!(self.place, Place::Here(_)))
     }
 }
 
@@ -186,6 +196,8 @@ struct FlowKey {
     /// ICMP identifier.
     echo: Option<u16>,
     quoted: Option<Flow>,
+    sender: Option<Sender>,
+    suspect: Option<Suspect>,
 }
 
 /// How long to insist on an exact answer.
@@ -267,6 +279,7 @@ fn line(endpoint: &Endpoint) -> Line {
 struct Attributed {
     /// Of which packets the last answer is true besides those of the same generations.
     origin: Origin,
+    suspect: Option<Suspect>,
     looked: Looked<Arc<Owners>>,
     /// The last answer that named its holders, whatever was found after: a socket that was closed is asked about by it.
     held: Option<Arc<Owners>>,
@@ -310,7 +323,8 @@ impl Pipeline {
             Ok(packet) => packet,
             Err(error) => return Decision::Judged(Arc::new(self.unreadable(*error))),
         };
-        let key = FlowKey::new(packet, arrived.place);
+        let suspect = self.suspect(arrived, packet);
+        let key = FlowKey::new(packet, arrived, suspect);
         if let Some(answer) = self.kept(&key, tell) {
             return Decision::Judged(answer);
         }
@@ -324,7 +338,7 @@ impl Pipeline {
         let judgement = match judge(&rules, &packet.flow, None) {
             Outcome::Judged(judgement) if !tell.of(judgement.verdict) => judgement,
             _ => {
-                let found = match self.identity(arrived, packet, &namespace, patience) {
+                let found = match self.identity(arrived, packet, suspect, &namespace, patience) {
                     Ok(identity) => identity,
                     Err(question) => return Decision::Wait(question),
                 };
@@ -342,6 +356,11 @@ impl Pipeline {
             self.reuse.stale[Stale::NotKept as usize] += 1;
         }
         Decision::Judged(answer)
+    }
+
+    /// The process that was running when a packet was put into a queue, if that is known.
+    pub fn who_ran(&self, queue: u16, packet: u32) -> Option<Sender> {
+        self.world.generations.as_ref()?.sender(queue, packet)
     }
 
     /// Takes note of what was found.
@@ -370,15 +389,15 @@ impl Pipeline {
     }
 
     fn learn_owners(&mut self, endpoint: &Endpoint, looked: Looked<Arc<Owners>>) {
-        let (line, origin) = (line(endpoint), endpoint.origin);
+        let (line, origin, suspect) = (line(endpoint), endpoint.origin, endpoint.suspect);
         let names_holders = looked.found.undetermined.is_none() && !looked.found.holders.is_empty();
         let held = names_holders.then(|| looked.found.clone());
         match self.lines.get(&line) {
             Some(known) => {
                 let held = held.or_else(|| known.held.take());
-                *known = Attributed { origin, looked, held };
+                *known = Attributed { origin, suspect, looked, held };
             }
-            None => self.lines.put(line, Attributed { origin, looked, held }),
+            None => self.lines.put(line, Attributed { origin, suspect, looked, held }),
         }
     }
 
@@ -471,28 +490,90 @@ impl Pipeline {
         }
     }
 
-    /// Who holds the packet's socket, and what they are made of.
+    /// Whose raw socket may have made the packet.
+    fn suspect(&self, arrived: &Arrived, packet: &Packet) -> Option<Suspect> {
+        let generations = self.world.generations.as_ref();
+        if self.world.chain == Chain::Input || arrived.sender(packet).is_some() {
+            return None;
+        }
+        let certain = match (generations, arrived.uid, &arrived.ran, arrived.place) {
+            // A process sends through a socket that it holds; what nobody held, the kernel made.
+            (Some(_), None, _, Place::Here(_)) => return None,
+            (Some(generations), Some(_), Some(ran), Place::Here(_)) => {
+                return (!self.world.census.clears(ran.tgid, generations)).then_some(Suspect::Sender(ran.tgid));
+            }
+            (Some(generations), ..) => self.world.census.is_clear(generations),
+            (None, ..) => false,
+        };
+        (!certain).then_some(Suspect::Anybody)
+    }
+
+    /// Who holds the packet's socket, who sent it, and what they are made of.
     fn identity(
         &mut self,
         arrived: &Arrived,
         packet: &Packet,
+        suspect: Option<Suspect>,
         namespace: &Whereabouts,
         patience: Patience,
     ) -> Result<Identity, Question> {
-        let owners = self.owners(arrived, packet, namespace, patience)?;
+        let mut owners = self.owners(arrived, packet, suspect, namespace, patience)?;
+        let sender = arrived.sender(packet).map(|sender| (Process::new(sender.tgid, sender.start), *sender));
+        if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
+            owners = Owners::and_sender(owners, process, generations);
+        }
         let mut images = SmallVec::with_capacity(owners.holders.len());
         for holder in &owners.holders {
-            let image = self.image(arrived, holder, patience)?;
-            let is_its_work = self.world.chain == Chain::Input || self.is_its_work(arrived, holder);
-            images.push(if is_its_work { image } else { Err(Cause::OtherProgram) });
+            images.push(match sender {
+                Some((process, sender)) if process == holder.process => {
+                    self.image_then(arrived, holder, &sender, patience)?
+                }
+                // It holds the socket; what it sent is its own packet's affair.
+                Some(_) => self.image(arrived, holder, patience)?,
+                None => self.image_if_its_work(arrived, holder, patience)?,
+            });
         }
         Ok(Identity { owners, images })
+    }
+
+    /// What the process was made of when it sent the packet. If it has only got more since, it counts as made of all that.
+    fn image_then(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        sender: &Sender,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let Some(generations) = &self.world.generations else { return self.image(arrived, holder, patience) };
+        if let Some(Looked { found: Ok(image), .. }) = self.images.get(&holder.process)
+            && image.was_true_at(sender.image, generations)
+        {
+            return Ok(Ok(image.clone()));
+        }
+        let found = self.image(arrived, holder, patience)?;
+        // Asked after the image was read.
+        let generations = self.world.generations.as_ref();
+        let has_shed = generations.is_none_or(|generations| generations.shed(holder.process.tgid) != sender.shed);
+        Ok(if has_shed { found.and(Err(Cause::ImageChanged)) } else { found })
+    }
+
+    /// What the process is made of, if the packet is the work of the program it runs now.
+    fn image_if_its_work(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let image = self.image(arrived, holder, patience)?;
+        let is_its_work = self.world.chain == Chain::Input || self.is_its_work(arrived, holder);
+        Ok(if is_its_work { image } else { Err(Cause::OtherProgram) })
     }
 
     fn owners(
         &mut self,
         arrived: &Arrived,
         packet: &Packet,
+        suspect: Option<Suspect>,
         namespace: &Whereabouts,
         patience: Patience,
     ) -> Result<Arc<Owners>, Question> {
@@ -501,15 +582,15 @@ impl Pipeline {
             Whereabouts::Passing(_) | Whereabouts::Elsewhere(_) => return Ok(Arc::new(Owners::unowned())),
             Whereabouts::Lost(cause) => return Ok(Arc::new(Owners::undetermined(*cause))),
         };
-        let Some(endpoint) = endpoint(self.world.chain, arrived, packet, namespace.id) else {
+        let Some(endpoint) = endpoint(self.world.chain, arrived, packet, suspect, namespace.id) else {
             return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
         };
         let generations = self.world.generations.as_ref();
         let mut previous = None;
-        if let Some(Attributed { origin, looked, held }) = self.lines.get(&line(&endpoint)) {
-            if (looked.began >= arrived.at && *origin == endpoint.origin)
-                || generations.is_some_and(|now| looked.found.check(now).is_ok())
-            {
+        if let Some(Attributed { origin, suspect, looked, held }) = self.lines.get(&line(&endpoint)) {
+            let holds = (looked.began >= arrived.at && *origin == endpoint.origin)
+                || generations.is_some_and(|now| looked.found.check(now).is_ok());
+            if holds && *suspect == endpoint.suspect {
                 return Ok(looked.found.clone());
             }
             previous = held.clone();
@@ -519,8 +600,7 @@ impl Pipeline {
         }
         if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
             (arrived.place, generations, &self.world.sockets, &mut self.diag)
-            && let Some(found) =
-                quick(&endpoint, diag, Means { sockets, generations }, &self.world.census, previous.as_deref())
+            && let Some(found) = quick(&endpoint, diag, Means { sockets, generations }, previous.as_deref())
         {
             let found = Arc::new(found);
             self.learn_owners(&endpoint, Looked { began: arrived.at, found: found.clone() });
@@ -618,13 +698,14 @@ impl Whereabouts {
 }
 
 impl FlowKey {
-    fn new(packet: &Packet, place: Place) -> FlowKey {
+    fn new(packet: &Packet, arrived: &Arrived, suspect: Option<Suspect>) -> FlowKey {
         let (echo, quoted) = match packet.about {
             About::Itself => (None, None),
             About::Echo(identifier) => (Some(identifier), None),
             About::Quoted(flow) => (None, Some(flow)),
         };
-        FlowKey { flow: packet.flow, place, echo, quoted }
+        let sender = arrived.sender(packet).copied();
+        FlowKey { flow: packet.flow, place: arrived.place, echo, quoted, sender, suspect }
     }
 }
 
@@ -676,7 +757,13 @@ fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
 }
 
 /// The near end of the flow a packet belongs to. `None`: the packet does not say.
-fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: NamespaceId) -> Option<Endpoint> {
+fn endpoint(
+    chain: Chain,
+    arrived: &Arrived,
+    packet: &Packet,
+    suspect: Option<Suspect>,
+    namespace: NamespaceId,
+) -> Option<Endpoint> {
     let outgoing = chain != Chain::Input;
     let device = match arrived.place {
         Place::Here(device) => device,
@@ -712,5 +799,6 @@ fn endpoint(chain: Chain, arrived: &Arrived, packet: &Packet, namespace: Namespa
         tuple: Tuple { local, local_port, remote, remote_port },
         device,
         origin,
+        suspect,
     })
 }

@@ -284,7 +284,8 @@ impl Worker {
             self.tally.dropped += 1;
         }
         self.tally.packets += 1;
-        let arrived = Arrived::new(queued, self.chain, now, self.round);
+        let ran = self.pipeline.who_ran(self.queue.number(), queued.id);
+        let arrived = Arrived::new(queued, self.chain, now, self.round, ran);
         let tell = self.reporter.tell(now);
         if let Some(answer) = self.refuse_unsigned(queued) {
             return self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now);

@@ -18,6 +18,7 @@
 #define VM_EXEC 4
 #define SHM_EXEC 0100000
 #define READ_IMPLIES_EXEC 0x0400000
+#define MAP_FIXED 0x10
 #define PR_SET_MM 35
 #define TS_COMPAT 2		   /* arch/x86/include/asm/thread_info.h: the call came by a 32-bit entry */
 #define X32_SYSCALL_BIT 0x40000000
@@ -44,9 +45,45 @@
 #define IN_FLIGHT_PROCESS 0x00010000u  /* changes or gives away what the calling process holds */
 #define IN_FLIGHT_MAPPING 0x00020000u  /* may map something executable: worth an event */
 #define IN_FLIGHT_IMAGE 0x00100000u    /* changes what the calling process is made of */
+#define IN_FLIGHT_SHED 0x00200000u     /* ... by taking something away */
 #define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
 #define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
 _Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
+
+/* A library has four or five mappings side by side. */
+#define MAPPINGS_LOOKED_AT 8
+
+struct unmapped {
+	unsigned long end; /* of the mapping that was found */
+	bool executable;
+};
+
+static long look_at_mapping(struct task_struct *task, struct vm_area_struct *mapping, struct unmapped *found)
+{
+	found->end = mapping->vm_end;
+	found->executable = mapping->vm_flags & VM_EXEC;
+	return 0;
+}
+
+/* Whether something executable goes when these addresses are unmapped, mapped anew or no longer executable. What cannot
+   be told (another thread holds the lock of the mappings, there is a hole, there are many) counts as if it did: that
+   costs a look at the process. */
+static __always_inline u32 sheds_executable(struct task_struct *task, unsigned long start, unsigned long length)
+{
+	struct unmapped found = {};
+	unsigned long end = start + length;
+
+	if (!task->mm || end < start)
+		return 0;
+	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
+		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
+			return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+		if (found.end >= end)
+			return 0;
+		start = found.end;
+	}
+	return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+}
 
 static __always_inline u32 maps_executable(struct task_struct *task, unsigned long prot)
 {
@@ -64,44 +101,23 @@ mapping:
 	return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING;
 }
 
+/* Takes the place of what is mapped there, and may be executable itself. */
+static __always_inline u32 maps(struct task_struct *task, unsigned long start, unsigned long length, unsigned long prot,
+				unsigned long flags)
+{
+	return maps_executable(task, prot) | (flags & MAP_FIXED ? sheds_executable(task, start, length) : 0);
+}
+
+static __always_inline u32 protects(struct task_struct *task, unsigned long start, unsigned long length,
+				    unsigned long prot)
+{
+	return prot & PROT_EXEC ? maps_executable(task, prot)
+				: maps_executable(task, prot) | sheds_executable(task, start, length);
+}
+
 static __always_inline u32 attaches_executable(struct task_struct *task, unsigned long flags)
 {
 	return maps_executable(task, flags & SHM_EXEC ? PROT_EXEC : PROT_READ);
-}
-
-/* A library has four or five mappings side by side. */
-#define MAPPINGS_LOOKED_AT 8
-
-struct unmapped {
-	unsigned long end; /* of the mapping that was found */
-	bool executable;
-};
-
-static long look_at_mapping(struct task_struct *task, struct vm_area_struct *mapping, struct unmapped *found)
-{
-	found->end = mapping->vm_end;
-	found->executable = mapping->vm_flags & VM_EXEC;
-	return 0;
-}
-
-/* Whether something executable goes. What cannot be told (another thread holds the lock of the mappings, there is a
-   hole, there are many) counts as if it did: that costs a look at the process. Unmapping by way of mmap, mremap or
-   mprotect is not noticed: the process counts as made of more than it is until something else moves. */
-static __always_inline u32 unmaps_executable(struct task_struct *task, unsigned long start, unsigned long length)
-{
-	struct unmapped found = {};
-	unsigned long end = start + length;
-
-	if (!task->mm || end < start)
-		return 0;
-	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
-		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
-			return IN_FLIGHT_IMAGE;
-		if (found.end >= end)
-			return 0;
-		start = found.end;
-	}
-	return IN_FLIGHT_IMAGE;
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
@@ -213,12 +229,16 @@ static __always_inline u32 installs_descriptors(u32 command)
 static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *regs, u32 nr)
 {
 	switch (nr) {
-	case 9:	  /* mmap */
+	case 9: /* mmap */
+		return maps(task, regs->di, regs->si, regs->dx, regs->r10);
 	case 10:  /* mprotect */
 	case 329: /* pkey_mprotect */
-		return maps_executable(task, regs->dx);
+		return protects(task, regs->di, regs->si, regs->dx);
 	case 11: /* munmap */
-		return unmaps_executable(task, regs->di, regs->si);
+	case 25: /* mremap: what is moved is mapped where it was not, and gone where it was */
+		return sheds_executable(task, regs->di, regs->si);
+	case 67: /* shmdt */
+		return sheds_executable(task, regs->di, 1);
 	case 30: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 134: /* uselib */
@@ -255,11 +275,15 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 86: /* uselib */
 		return maps_executable(task, PROT_EXEC);
 	case 192: /* mmap2 */
+		return maps(task, call, regs->cx, regs->dx, regs->si);
 	case 125: /* mprotect */
 	case 380: /* pkey_mprotect */
-		return maps_executable(task, regs->dx);
-	case 91: /* munmap */
-		return unmaps_executable(task, call, regs->cx);
+		return protects(task, call, regs->cx, regs->dx);
+	case 91:  /* munmap */
+	case 163: /* mremap */
+		return sheds_executable(task, call, regs->cx);
+	case 398: /* shmdt */
+		return sheds_executable(task, call, 1);
 	case 397: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 117: /* ipc: the version is in the upper half */
@@ -292,8 +316,8 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 11: case 16: case 30: case 42: case 46: case 54: case 86: case 90: case 91: case 102: case 117: case 125:
-	case 134: case 157: case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397:
+	case 9: case 10: case 11: case 16: case 25: case 30: case 42: case 46: case 54: case 67: case 86: case 90: case 91: case 102: case 117: case 125:
+	case 134: case 157: case 163: case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397: case 398:
 	case 425: case 426: case 427: case 438: case 514: case 518: case 538:
 		return 1;
 	}
@@ -336,6 +360,8 @@ static __always_inline void begin(u32 what)
 	}
 	if (what & IN_FLIGHT_IMAGE) {
 		__sync_fetch_and_add(&slot->image_in_flight, 1);
+		if (what & IN_FLIGHT_SHED)
+			move(&slot->shed_generation);
 		move(&slot->image_generation);
 	}
 	if (what & IN_FLIGHT_WIDE) {
@@ -361,6 +387,8 @@ static __always_inline void end(u64 thread, u32 note)
 		__sync_fetch_and_add(&slot->in_flight, -1);
 	}
 	if (note & IN_FLIGHT_IMAGE) {
+		if (note & IN_FLIGHT_SHED)
+			move(&slot->shed_generation);
 		move(&slot->image_generation);
 		__sync_fetch_and_add(&slot->image_in_flight, -1);
 	}
@@ -437,13 +465,13 @@ int distrust_running(struct bpf_iter__task *ctx)
 		distrust_process(task->tgid, UNRELIABLE_HOLDER);
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;
-	/* munmap takes away; what the process seems to be made of meanwhile is too much, not too little. */
-	if (nr == (task->thread_info.status & TS_COMPAT ? 91 : 11) || !watched(nr))
+	if (!watched(nr))
 		return 0;
+	/* What takes away leaves the process seeming to be made of more than it is, not of less. */
 	what = changes(task, regs, nr);
 	if (what & (IN_FLIGHT_PROCESS | IN_FLIGHT_UNSEEN))
 		distrust_process(task->tgid, UNRELIABLE_HOLDER);
-	if (what & IN_FLIGHT_IMAGE)
+	if (what & IN_FLIGHT_MAPPING)
 		distrust_process(task->tgid, UNRELIABLE_IMAGE);
 	return 0;
 }

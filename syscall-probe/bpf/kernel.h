@@ -21,7 +21,7 @@ typedef _Bool bool;
 
 /* x86-64 names. A 32-bit call uses bx, cx, dx, si, di, bp for its arguments, a 64-bit call di, si, dx, r10, r8, r9. */
 struct pt_regs {
-	unsigned long bx, cx, dx, si, di, orig_ax;
+	unsigned long r10, bx, cx, dx, si, di, orig_ax;
 };
 
 struct thread_info {

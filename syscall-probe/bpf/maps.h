@@ -26,12 +26,13 @@ struct process_slot {
 	u64 generation;	     /* of what it holds, and of its coming and going */
 	u64 exec_generation; /* the generation since which the process runs its program; 0: no exec was seen */
 	u64 image_generation; /* of what it is made of */
+	u64 shed_generation;  /* moves with it when something executable went */
 	s32 in_flight;	      /* calls that move `generation`, begun and not ended */
 	s32 image_in_flight;  /* calls that move `image_generation` */
 	u32 unreliable;	      /* UNRELIABLE_*; sticky: it can change without a call that we see */
 	u32 padding;
 };
-_Static_assert(sizeof(struct process_slot) == 40, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct process_slot) == 48, "mirrored in src/layout.rs");
 #define UNRELIABLE_HOLDER 1u
 #define UNRELIABLE_IMAGE 2u
 
@@ -88,8 +89,9 @@ struct sender {
 	u32 settled; /* nothing was changing what it is made of */
 	u64 start;   /* start_boottime of the thread group leader, ns */
 	u64 image_generation;
+	u64 shed_generation;
 };
-_Static_assert(sizeof(struct sender) == 32, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct sender) == 40, "mirrored in src/layout.rs");
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 
@@ -216,8 +218,10 @@ static __always_inline void move_image(u32 tgid)
 {
 	struct process_slot *slot = process_slot(tgid);
 
-	if (slot)
-		move(&slot->image_generation);
+	if (!slot)
+		return;
+	move(&slot->shed_generation);
+	move(&slot->image_generation);
 }
 
 /* The mark comes before the generations: who sees a new one sees the mark too. */

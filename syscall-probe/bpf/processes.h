@@ -16,8 +16,8 @@ int BPF_PROG(on_exec, struct task_struct *task)
 	if (slot) {
 		*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
 		move(&slot->generation);
-		move(&slot->image_generation);
 	}
+	move_image(task->tgid);
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }

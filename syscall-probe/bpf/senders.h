@@ -47,5 +47,6 @@ int on_queued(struct __sk_buff *message)
 	sender->settled = !(*(volatile u32 *)&slot->unreliable & UNRELIABLE_IMAGE) && !*(volatile s32 *)&slot->image_in_flight;
 	sender->start = BPF_CORE_READ(task, group_leader, start_boottime);
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
+	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;
 	return KEEP_ALL;
 }

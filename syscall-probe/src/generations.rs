@@ -111,6 +111,13 @@ impl Generations {
         self.read(&slot.image_generation, &slot.image_in_flight, slot, UNRELIABLE_IMAGE)
     }
 
+    /// Moves with [`Generations::image`] when something executable goes: at exec, when it is unmapped, replaced by another
+    /// mapping or no longer executable, and when the id is given to another process. While it stands still the process
+    /// is made of all that it was made of, and perhaps of more.
+    pub fn shed(&self, tgid: u32) -> u64 {
+        self.slot(tgid).shed_generation.load(Ordering::Acquire)
+    }
+
     fn slot(&self, tgid: u32) -> &ProcessSlot {
         &self.shared.processes[tgid as usize % PROCESS_SLOTS]
     }
@@ -158,6 +165,7 @@ impl Generations {
                 value: slot.image_generation.load(Ordering::Acquire),
                 settled: slot.settled.load(Ordering::Acquire) != 0 && self.exact().processes,
             },
+            shed: slot.shed_generation.load(Ordering::Acquire),
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)

@@ -19,6 +19,7 @@ pub(crate) struct ProcessSlot {
     pub(crate) generation: AtomicU64,
     pub(crate) exec_generation: AtomicU64,
     pub(crate) image_generation: AtomicU64,
+    pub(crate) shed_generation: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     pub(crate) image_in_flight: AtomicI32,
     pub(crate) unreliable: AtomicU32,
@@ -61,9 +62,10 @@ pub(crate) struct SenderSlot {
     pub(crate) settled: AtomicU32,
     pub(crate) start: AtomicU64,
     pub(crate) image_generation: AtomicU64,
+    pub(crate) shed_generation: AtomicU64,
 }
 
-const _: () = assert!(size_of::<SenderSlot>() == 32);
+const _: () = assert!(size_of::<SenderSlot>() == 40);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
@@ -78,7 +80,7 @@ pub(crate) struct ConnectionSlot {
 pub(crate) const CONNECTION_FIELDS: usize = 11;
 
 const _: () = assert!(size_of::<ConnectionSlot>() == 104);
-const _: () = assert!(size_of::<ProcessSlot>() == 40);
+const _: () = assert!(size_of::<ProcessSlot>() == 48);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 40);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
@@ -119,6 +121,8 @@ pub struct Sender {
     pub start: u64,
     /// [`crate::Generations::image`] at that moment.
     pub image: crate::Generation,
+    /// [`crate::Generations::shed`] at that moment.
+    pub shed: u64,
 }
 
 /// The last TCP connection that a process began from a port.

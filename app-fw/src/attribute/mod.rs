@@ -11,13 +11,14 @@ mod descriptors;
 pub mod diag;
 mod search;
 
+use std::sync::Arc;
+
 use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
 use syscall_probe::{Creator, Generation, Generations, SocketTable};
 
 use crate::image::{ProcDir, Process};
 use crate::namespaces::NamespaceId;
-use census::Census;
 use diag::{Diag, Tuple, state};
 
 pub use search::Search;
@@ -35,6 +36,17 @@ pub struct Endpoint {
     pub device: u32,
     /// Who made the packet.
     pub origin: Origin,
+    /// Whose raw socket may have made the packet, whatever its ports say; `None`: nobody's.
+    pub suspect: Option<Suspect>,
+}
+
+/// Who may have forged a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Suspect {
+    /// The process with this id, which ran when the packet was queued.
+    Sender(u32),
+    /// Any process that holds a raw socket for the packet's protocol: who sent it is not known.
+    Anybody,
 }
 
 /// Who made a packet, as far as the queue tells.
@@ -54,11 +66,6 @@ pub enum Origin {
 }
 
 impl Endpoint {
-    /// The packet leaves the socket.
-    fn is_outgoing(&self) -> bool {
-        self.origin != Origin::Elsewhere
-    }
-
     /// Some process may have made the packet.
     fn may_be_made(&self) -> bool {
         matches!(self.origin, Origin::Process { .. } | Origin::Unknown)
@@ -169,6 +176,24 @@ impl Owners {
         Owners { stamp: None, ..self.clone() }
     }
 
+    /// Besides those who hold the socket now, the process that sent the packet is an owner. If the socket is gone, it is
+    /// the only one: nobody else can have it any more.
+    pub fn and_sender(owners: Arc<Owners>, process: Process, generations: &Generations) -> Arc<Owners> {
+        let is_known = owners.holders.iter().any(|holder| holder.process == process);
+        let is_gone = owners.undetermined == Some(Cause::SocketGone);
+        if is_known && !is_gone {
+            return owners;
+        }
+        let mut both = Owners::clone(&owners);
+        both.stamp = None;
+        both.undetermined = both.undetermined.filter(|_| !is_gone);
+        if !is_known {
+            let generation = generations.process(process.tgid).value;
+            both.holders.push(Holder { process, generation, since: None });
+        }
+        Arc::new(both)
+    }
+
     /// Whether it may be used for another packet, if nothing changes.
     pub fn may_be_kept(&self) -> bool {
         self.stamp.is_some()
@@ -209,18 +234,12 @@ pub struct Means<'a> {
 
 /// Owners of a flow that a few microseconds can tell: those of a TCP socket which only the process that made it can hold,
 /// or which is closed and goes on sending. `None`: a search is needed.
-pub fn quick(
-    endpoint: &Endpoint,
-    diag: &mut Diag,
-    means: Means<'_>,
-    census: &Census,
-    previous: Option<&Owners>,
-) -> Option<Owners> {
+pub fn quick(endpoint: &Endpoint, diag: &mut Diag, means: Means<'_>, previous: Option<&Owners>) -> Option<Owners> {
     if endpoint.protocol != Protocol::TCP {
         return None;
     }
     let stamp = Stamp::read(means.generations, endpoint)?;
-    if endpoint.is_outgoing() && !census.is_clear(means.generations) {
+    if endpoint.suspect.is_some() {
         return None;
     }
     if let Some(begun) = means.begun(endpoint, stamp) {

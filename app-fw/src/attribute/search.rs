@@ -7,9 +7,9 @@ use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
 use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
 
-use super::census::{Census, may_send};
+use super::census::{Census, is_raw, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
-use super::{Endpoint, Holder, Means, Origin, Owners, Stamp, descriptors, without_socket};
+use super::{Endpoint, Holder, Means, Origin, Owners, Stamp, Suspect, descriptors, without_socket};
 use crate::image::{ProcDir, Process};
 use crate::namespaces::{Namespace, NamespaceId};
 
@@ -211,8 +211,7 @@ impl Search {
     /// All holders of all of `sockets`, and of the raw sockets that might have made the packet.
     fn holders(&self, endpoint: &Endpoint, sockets: &[Socket], previous: Option<&Owners>) -> io::Result<Found> {
         let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
-        let clear = self.generations.as_ref().is_some_and(|generations| self.census.is_clear(generations));
-        let forgers = endpoint.is_outgoing() && !clear;
+        let forgers = endpoint.suspect.is_some();
         let mut open = Vec::new();
         for socket in sockets {
             if socket.inode == 0 {
@@ -233,7 +232,14 @@ impl Search {
             self.holders_of(&records, socket.inode, socket.cookie, &mut found);
         }
         if forgers {
-            let forgers = |record: &&SocketRecord| is_in(record, endpoint) && may_send(record, endpoint.protocol);
+            let forgers = |record: &&SocketRecord| {
+                is_in(record, endpoint)
+                    && match endpoint.suspect {
+                        None => false,
+                        Some(Suspect::Sender(tgid)) => is_raw(record) && record.tgid == tgid,
+                        Some(Suspect::Anybody) => may_send(record, endpoint.protocol),
+                    }
+            };
             let before = found.holders.len();
             found.add(records.iter().filter(forgers).map(|record| self.holder(process_of(record))));
             found.fleeting |= found.holders.len() > before;
@@ -346,13 +352,15 @@ impl Search {
     /// Every open socket.
     fn dump(&self) -> io::Result<Vec<SocketRecord>> {
         let Some(iterator) = &self.iterator else { return descriptors::dump() };
-        let mut records = Vec::new();
-        let raw_sockets = self.generations.as_ref().map(Generations::raw_sockets);
-        iterator.all(&mut records)?;
-        if let Some(generation) = raw_sockets {
-            self.census.take(generation, &records);
+        let list = || {
+            let mut records = Vec::new();
+            iterator.all(&mut records)?;
+            Ok(records)
+        };
+        match &self.generations {
+            Some(generations) => self.census.take(generations, list),
+            None => list(),
         }
-        Ok(records)
     }
 
     /// Counts the raw sockets, so that the packet path need not search while there are none.

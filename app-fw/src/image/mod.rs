@@ -335,6 +335,12 @@ impl Image {
         stamp.moment.is_now(self.process, generations) && stamp.files_unchanged(generations)
     }
 
+    /// Whether it is what the process was made of at a moment in the past. Costs a few loads.
+    pub fn was_true_at(&self, moment: Generation, generations: &Generations) -> bool {
+        let Some(stamp) = &self.stamp else { return false };
+        stamp.moment.image == moment && stamp.moment.wide == generations.wide() && stamp.files_unchanged(generations)
+    }
+
     /// Whether it may be kept for another packet.
     pub fn may_be_kept(&self) -> bool {
         self.stamp.is_some()
