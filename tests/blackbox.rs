@@ -1,6 +1,8 @@
 //! Black-box tests: one file for each promise. Every test makes a world of its own, runs the real daemon in it and counts
 //! at the receiver.
 
+#[path = "blackbox/bypasses/mod.rs"]
+mod bypasses;
 #[path = "blackbox/control.rs"]
 mod control;
 #[path = "blackbox/daemon.rs"]

@@ -201,7 +201,7 @@ fn digests_and_aggregates_and_their_negations() -> Result<()> {
 }
 
 /// The aggregate of what a process has mapped executable, by `ctl-fw -H`.
-fn aggregate(world: &World, pid: u32) -> Result<String> {
+pub fn aggregate(world: &World, pid: u32) -> Result<String> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let executable = maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|mode| mode.contains('x')));
     let files: BTreeSet<_> = executable.filter_map(|line| line.find('/').map(|start| &line[start..])).collect();

@@ -1,17 +1,27 @@
-//! Ways for new code to come into a process, and fork. None of them is safe in Rust's sense: this file is the door.
+//! Ways for new code to come into a process, fork, and ways into the kernel that no safe wrapper knows. None of them is safe
+//! in Rust's sense: this file and the modules below it are the door.
 #![allow(unsafe_code)]
 
+pub mod compat;
+pub mod mappings;
+pub mod reborn;
+pub mod ring;
+
+use std::ffi::c_int;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
 use nix::unistd::ForkResult;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
+use rustix::ioctl::{Getter, ioctl};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
 
 pub use libloading::Library;
@@ -63,6 +73,45 @@ pub fn fork() -> Result<Option<u32>> {
         ForkResult::Parent { child } => Ok(Some(child.as_raw().unsigned_abs())),
         ForkResult::Child => Ok(None),
     }
+}
+
+/// The IP header comes from the sender of a raw IPv4 socket (IP_HDRINCL).
+///
+/// # Errors
+/// Not a raw socket.
+pub fn header_included(socket: impl AsFd) -> Result<()> {
+    let (yes, length): (c_int, _) = (1, size_of::<c_int>() as libc::socklen_t);
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads one int.
+    let done = unsafe { libc::setsockopt(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, (&raw const yes).cast(), length) };
+    ensure!(done == 0, "IP_HDRINCL: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// Bytes that a socket has sent and the kernel still holds; for a datagram socket those of packets under way.
+///
+/// # Errors
+/// Not a socket.
+fn unsent(socket: impl AsFd) -> Result<c_int> {
+    const SIOCOUTQ: u32 = 0x5411;
+    // SAFETY: this request writes one int.
+    unsafe { ioctl(socket, Getter::<SIOCOUTQ, c_int>::new()) }.context("SIOCOUTQ")
+}
+
+/// Waits until every packet that a datagram socket has sent was judged: until then the kernel counts it as the socket's.
+///
+/// # Errors
+/// Not a socket, or packets still wait after a long time.
+pub fn until_judged(socket: impl AsFd) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while unsent(&socket)? > 0 {
+        if Instant::now() > deadline {
+            bail!("packets still wait for a verdict");
+        }
+        // The kernel has no event for it.
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Becomes this same program, run from a copy that no path leads to: `kind` is `memfd` or `tmpfile`. Returns only if that

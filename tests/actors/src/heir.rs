@@ -2,9 +2,10 @@
 //!
 //! An heir finds its socket as descriptor 2: standard input and output carry its steps and answers.
 
-use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -18,6 +19,7 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
+use crate::code;
 use crate::options::Options;
 use crate::socket::Socket;
 
@@ -84,6 +86,75 @@ pub fn channel() -> Result<(UnixStream, UnixStream)> {
     UnixStream::pair().context("socketpair")
 }
 
+/// Starts `program` with the socket inherited, lets it send once, and waits for its end. With `judged` it stays until its
+/// packet was judged.
+///
+/// # Errors
+/// It could not be started or failed.
+pub fn bequeath(socket: &Socket, program: &Path, judged: bool) -> Result<()> {
+    let mut command = heir_command(program, socket);
+    command.args(["--quiet", "--fire"]).args(judged.then_some("--judged"));
+    let descriptor = Stdio::from(socket.fd().try_clone()?);
+    let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(descriptor).status();
+    let ended = ended.with_context(|| format!("starting {}", program.display()))?;
+    if !ended.success() {
+        bail!("the heir ended so: {ended}");
+    }
+    Ok(())
+}
+
+/// A process that gets a socket over a Unix socket, sends once on it, closes it, and takes the next.
+pub struct Borrower {
+    /// Ends when the channel is closed, and is waited for by nobody: it has nothing to say.
+    channel: UnixStream,
+}
+
+impl Borrower {
+    /// Starts `program` as a borrower. With `judged` it closes a socket only when its packet was judged.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(program: &Path, to: Option<SocketAddr>, judged: bool) -> Result<Self> {
+        let (channel, theirs) = channel()?;
+        let mut command = Command::new(program);
+        command.arg("borrow").args(judged.then_some("--judged"));
+        if let Some(to) = to {
+            command.args(["--to", &to.to_string()]);
+        }
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        Ok(Self { channel })
+    }
+
+    /// Lends it a socket and waits until it has closed it again.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn lend(&mut self, socket: impl AsFd) -> Result<()> {
+        send_descriptor(&self.channel, socket.as_fd())?;
+        self.channel.read_exact(&mut [0]).context("the borrower has ended")
+    }
+}
+
+/// In the borrower: borrows until the lender ends.
+///
+/// # Errors
+/// What came was no socket.
+pub fn borrow(options: &Options) -> Result<()> {
+    let mut lender = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    while let Some(fd) = receive_descriptor(&lender)? {
+        let socket = Socket::of(fd, options.to);
+        // A refusal is what some lenders are after.
+        let _ = socket.send();
+        if options.judged {
+            code::until_judged(socket.fd())?;
+        }
+        drop(socket);
+        lender.write_all(b"d")?;
+    }
+    Ok(())
+}
+
 /// Starts `program` with the socket inherited across fork and exec, as inetd does.
 ///
 /// # Errors
@@ -98,13 +169,7 @@ pub fn share(socket: &Socket, program: &Path) -> Result<Heir> {
 /// It could not be started or did not take the socket.
 pub fn pass(socket: &Socket, program: &Path) -> Result<Heir> {
     let (ours, theirs) = channel()?;
-    let fds = [socket.fd().as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        bail!("no room for one descriptor");
-    }
-    sendmsg(&ours, &[IoSlice::new(b"s")], &mut control, SendFlags::empty()).context("SCM_RIGHTS")?;
+    send_descriptor(&ours, socket.fd().as_fd())?;
     // It waits in the Unix socket until the program, started now, takes it.
     start(program, socket, theirs.into(), &["--passed"])
 }
@@ -125,14 +190,16 @@ fn start(program: &Path, socket: &Socket, descriptor: OwnedFd, more: &[&str]) ->
     }
 }
 
-/// Becomes `program`, which goes on with the same steps and the same socket. Returns only if that failed.
-pub fn become_other(socket: &Socket, program: &Path) -> anyhow::Error {
+/// Becomes `program`, which goes on with the same steps and the same socket, or with `judged` waits for the verdicts on what
+/// was sent and ends. Returns only if that failed.
+pub fn become_other(socket: &Socket, program: &Path, judged: bool) -> anyhow::Error {
     let descriptor = match socket.fd().try_clone() {
         Ok(descriptor) => descriptor,
         Err(error) => return error.into(),
     };
     // The answer to this step is given by the new program, hence the flag.
-    let error = heir_command(program, socket).arg("--quiet").stderr(Stdio::from(descriptor)).exec();
+    let more = judged.then_some("--judged");
+    let error = heir_command(program, socket).arg("--quiet").args(more).stderr(Stdio::from(descriptor)).exec();
     anyhow::Error::new(error).context(format!("exec {}", program.display()))
 }
 
@@ -154,7 +221,7 @@ pub fn inherit(options: &Options) -> Result<Socket> {
     // Descriptor 2 must not go on being the socket: messages would be sent over it.
     rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
     if options.passed {
-        fd = receive(&fd)?;
+        fd = receive_descriptor(&fd)?.context("no descriptor was passed")?;
     }
     if !options.ready {
         println!("ok");
@@ -162,14 +229,24 @@ pub fn inherit(options: &Options) -> Result<Socket> {
     Ok(Socket::of(fd, options.to))
 }
 
-fn receive(over: &OwnedFd) -> Result<OwnedFd> {
+fn send_descriptor(over: impl AsFd, descriptor: BorrowedFd<'_>) -> Result<()> {
+    let fds = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        bail!("no room for one descriptor");
+    }
+    sendmsg(over, &[IoSlice::new(b"s")], &mut control, SendFlags::empty()).context("SCM_RIGHTS").map(drop)
+}
+
+/// The next descriptor that is passed; none if the other end was closed.
+fn receive_descriptor(over: impl AsFd) -> Result<Option<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     recvmsg(over, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).context("recvmsg")?;
-    let received = control.drain().find_map(|message| match message {
+    Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
-    });
-    received.context("no descriptor was passed")
+    }))
 }

@@ -15,10 +15,12 @@
 //! actor idle                         no socket
 //! ```
 //!
-//! and two that need no steps and exit at once:
+//! and some that need no steps and exit at once:
 //!
 //! ```text
-//! actor udp-send ADDR:PORT COUNT     sends COUNT datagrams and exits without looking back
+//! actor udp-send ADDR:PORT COUNT [--bind ADDR:PORT] [--judged]     sends COUNT datagrams and exits without looking back,
+//!                                    or (--judged) when they were judged
+//! actor udp-exec ADDR:PORT COUNT EXE sends COUNT datagrams and becomes EXE, which waits until they were judged
 //! actor tcp-get ADDR:PORT            fetches / by HTTP, prints the body; exit 1 if it cannot
 //! ```
 //!
@@ -28,13 +30,16 @@
 //! `--timeout MS` (default 2000) bounds connecting and receiving. The steps are listed in [`steps`].
 
 mod code;
+mod crowd;
 mod heir;
 mod options;
+mod repeat;
 mod socket;
 mod steps;
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -65,6 +70,9 @@ fn act() -> Result<()> {
         "udp-send" => udp_send(&options),
         "tcp-get" => tcp_get(&options),
         "idle" => Stage::new(None, options.timeout).play_on_stdio(true),
+        "udp-exec" => Err(udp_exec(&options)?),
+        "borrow" => heir::borrow(&options),
+        "heir" if options.fire || options.judged => die_as_heir(&options),
         "heir" => Stage::new(Some(heir::inherit(&options)?), options.timeout).play_on_stdio(options.ready),
         _ => Stage::new(Some(Socket::open(&options)?), options.timeout).play_on_stdio(true),
     }
@@ -72,13 +80,31 @@ fn act() -> Result<()> {
 
 /// Fire and forget: the socket and the process are gone while the packets may still wait for a verdict.
 fn udp_send(options: &Options) -> Result<()> {
-    let to = options.address()?;
+    let socket = fire(options)?;
+    if options.judged { code::until_judged(socket.fd()) } else { Ok(()) }
+}
+
+/// Fire, and be another program when the packets are looked at. Returns the error if that cannot be.
+fn udp_exec(options: &Options) -> Result<anyhow::Error> {
+    let socket = fire(options)?;
+    Ok(heir::become_other(&socket, Path::new(options.operand(2)?), true))
+}
+
+fn fire(options: &Options) -> Result<Socket> {
     let count: u32 = options.operand(1)?.parse().context("COUNT")?;
-    let socket = UdpSocket::bind(socket::unspecified(to))?;
+    let socket = Socket::udp(options)?;
     for _ in 0..count {
-        socket.send_to(socket::PAYLOAD, to)?;
+        socket.send()?;
     }
-    Ok(())
+    Ok(socket)
+}
+
+fn die_as_heir(options: &Options) -> Result<()> {
+    let socket = heir::inherit(options)?;
+    if options.fire {
+        socket.send()?;
+    }
+    if options.judged { code::until_judged(socket.fd()) } else { Ok(()) }
 }
 
 fn tcp_get(options: &Options) -> Result<()> {

@@ -25,6 +25,10 @@ pub struct Options {
     pub v4_on_v6: bool,
     /// `--passed`: the inherited descriptor is a Unix socket over which the real one comes.
     pub passed: bool,
+    /// `--judged`: stays until every packet sent was judged, before it lets go of a socket.
+    pub judged: bool,
+    /// `--fire`: an heir sends once and ends.
+    pub fire: bool,
     /// Whether to say "ready"; not after an exec, whose answer says it.
     pub ready: bool,
     /// `--timeout MS`
@@ -47,6 +51,8 @@ impl Options {
             reuseport: false,
             v4_on_v6: false,
             passed: false,
+            judged: false,
+            fire: false,
             ready: true,
             timeout: Duration::from_secs(2),
         };
@@ -61,6 +67,8 @@ impl Options {
                 "--reuseport" => options.reuseport = true,
                 "--v4-on-v6" => options.v4_on_v6 = true,
                 "--passed" => options.passed = true,
+                "--judged" => options.judged = true,
+                "--fire" => options.fire = true,
                 "--quiet" => options.ready = false,
                 option if option.starts_with("--") => bail!("unknown option {option}"),
                 _ => options.operands.push(argument),

@@ -1,10 +1,13 @@
 //! The one socket of an actor.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::libc::{in_addr, in_pktinfo};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, setsockopt, sockopt as sockopt_of_nix};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
@@ -12,6 +15,7 @@ use rustix::net::{
     ipproto, listen, recvfrom, send, sendto, socket_with,
 };
 
+use crate::code;
 use crate::options::Options;
 
 /// What every datagram and write carries.
@@ -83,14 +87,34 @@ impl Socket {
                     .context("an ICMP echo socket (is net.ipv4.ping_group_range set?)")?;
                 Ok(Self { payload, ..Self::of(fd, Some(to)) })
             }
-            "raw" => {
-                let number: u8 = options.operand(1)?.parse().context("PROTOCOL")?;
-                let protocol = RawProtocol::new(number.into()).map(Protocol::from_raw).context("PROTOCOL 0")?;
-                let to = options.host()?;
-                Ok(Self::of(new_socket(to, SocketType::RAW, Some(protocol), options)?, Some(to)))
-            }
+            "raw" => Self::raw(options.operand(1)?, options.host()?),
             other => bail!("unknown role {other} (see the head of main.rs)"),
         }
+    }
+
+    /// A raw IP socket. `kind` is the protocol's number; with `+header` behind it the IP header comes from the sender, which it
+    /// does for number 255 anyway (raw(7)).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn raw(kind: &str, to: SocketAddr) -> Result<Self> {
+        let (number, header) = kind.strip_suffix("+header").map_or((kind, false), |number| (number, true));
+        let number: u8 = number.parse().context("PROTOCOL")?;
+        let protocol = RawProtocol::new(number.into()).map(Protocol::from_raw).context("PROTOCOL 0")?;
+        let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol)).context("socket")?;
+        if header {
+            code::header_included(&fd)?;
+        }
+        Ok(Self::of(fd, Some(to)))
+    }
+
+    /// A UDP socket for the first operand, whatever the role.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn udp(options: &Options) -> Result<Self> {
+        Self::datagram(options, ipproto::UDP)
     }
 
     /// A socket that came from elsewhere.
@@ -101,6 +125,8 @@ impl Socket {
     fn datagram(options: &Options, protocol: Protocol) -> Result<Self> {
         let to = options.address()?;
         let fd = new_socket(to, SocketType::DGRAM, Some(protocol), options)?;
+        // What is not sent to a broadcast address needs it not, and nothing else changes.
+        sockopt::set_socket_broadcast(&fd, true)?;
         // Always bound: the port is known and stays.
         bind(&fd, &options.bind.unwrap_or(unspecified(to))).context("bind")?;
         let mut socket = Self::of(fd, Some(to));
@@ -141,6 +167,46 @@ impl Socket {
     pub fn reply(&self) -> Result<()> {
         let from = self.from.context("nothing was received yet")?;
         sendto(&self.fd, self.payload, SendFlags::NOSIGNAL, &from).map(drop).context("send")
+    }
+
+    /// Sends bytes as they are, where the socket sends.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let to = self.to.context("connected")?;
+        sendto(&self.fd, bytes, SendFlags::NOSIGNAL, &to).map(drop).context("send")
+    }
+
+    /// Sends the payload once from another of this machine's addresses than the socket's own (IP_PKTINFO).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn send_from(&self, source: Ipv4Addr) -> Result<()> {
+        let to = self.to4()?;
+        let info = in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(source.octets()) },
+            ipi_addr: in_addr { s_addr: 0 },
+        };
+        let control = [ControlMessage::Ipv4PacketInfo(&info)];
+        let (fd, to) = (self.fd.as_raw_fd(), SockaddrIn::from(to));
+        nix::sys::socket::sendmsg(fd, &[IoSlice::new(self.payload)], &control, MsgFlags::empty(), Some(&to))
+            .map(drop)
+            .context("send")
+    }
+
+    /// Sends elsewhere from now on.
+    pub fn aim(&mut self, to: SocketAddr) {
+        self.to = Some(to);
+    }
+
+    /// Sets a mark (SO_MARK) on what it sends.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN.
+    pub fn mark(&self, mark: u32) -> Result<()> {
+        setsockopt(&self.fd, sockopt_of_nix::Mark, &mark).context("SO_MARK")
     }
 
     /// Receives once; returns the number of bytes and, for a datagram, the sender.
@@ -214,6 +280,17 @@ impl Socket {
     /// Where it sends, for an heir's command line.
     pub fn to(&self) -> Option<SocketAddr> {
         self.to
+    }
+
+    /// Where it sends, if that is an IPv4 address.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn to4(&self) -> Result<SocketAddrV4> {
+        match self.to {
+            Some(SocketAddr::V4(to)) => Ok(to),
+            _ => bail!("not an IPv4 destination"),
+        }
     }
 
     /// The descriptor.

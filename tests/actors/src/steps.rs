@@ -21,6 +21,36 @@
 //! | `dlopen FILE` / `dlclose` | loads a library / lets go of it | `ok` |
 //! | `map-exec FILE` | maps a file executable | `ok` |
 //! | `anonymous-exec` | makes anonymous memory executable | `ok` |
+//! | `converse N` | N times: sends, and receives the answer | `ok` |
+//! | `judged` | waits until everything a datagram socket sent was judged | `ok` |
+//! | `flood N` | sends N times, whatever the kernel says | `ok` |
+//! | `to ADDR:PORT` | sends elsewhere from now on | `ok` |
+//! | `send-from ADDR` | sends once from another address (IP_PKTINFO) | `ok` |
+//! | `mark N` | SO_MARK | `ok` |
+//! | `hex BYTES` | sends these bytes, hexadecimal, as they are | `ok` |
+//! | `map-by WAY FILE` | makes FILE executable memory; WAY: see [`code::mappings::map_by`] | `ok` |
+//! | `connect-many N ADDR:PORT` / `accept-many N` | N connections beside the socket | `ok` |
+//! | `put-all N` | writes N bytes `x` to each of those without waiting | `ok` |
+//! | `lend-all EXE` | lends each to EXE, which writes `actor` and lets go | `ok` |
+//! | `count-all BYTE` | reads from each what comes; BYTE is one letter | `ok` how often it was BYTE |
+//! | `drop-all` | closes them | `ok` |
+//!
+//! and those that do something many times by themselves. `hasty` does not wait for the verdict before it covers its tracks,
+//! `patient` does:
+//!
+//! | step | does, N times |
+//! | --- | --- |
+//! | `run N EXE ARG...` | starts EXE as any program and waits for its end |
+//! | `run-as-one N EXE ARG... \| EXE ARG...` | runs the first, then the second with the same process id |
+//! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT (0: any), which may be shared, and closes it |
+//! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
+//! | `populate N FILE` | sends from another thread while mmap populates FILE; `ok` how often that was before its end |
+//! | `lend N hasty\|patient EXE` | lends the socket to EXE, which sends once and closes it |
+//! | `bequeath N hasty\|patient EXE` | starts EXE with the socket inherited, which sends once and ends |
+//! | `steal N PID FD hasty\|patient` | takes a descriptor of another process (pidfd_getfd), sends once and closes it |
+//! | `raw N PROTOCOL[+header] hasty\|patient BYTES` | sends from a new raw socket, to where the socket sends, and closes it |
+//! | `ring N KIND` | sends by an io_uring, which stays; KIND: see [`code::ring::Ring::open`] |
+//! | `int80 N` | sends by 32-bit system calls |
 //!
 //! EXE is the path of an actor: this one, or a copy of it with another digest.
 
@@ -30,9 +60,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::code::ring::Ring;
 use crate::code::{self, Library};
+use crate::crowd::Crowd;
 use crate::heir::{self, Heir};
-use crate::socket::Socket;
+use crate::repeat;
+use crate::socket::{PAYLOAD, Socket};
 
 /// An actor at work.
 pub struct Stage {
@@ -40,12 +73,14 @@ pub struct Stage {
     timeout: Duration,
     heir: Option<Heir>,
     library: Option<Library>,
+    crowd: Crowd,
+    ring: Option<Ring>,
 }
 
 impl Stage {
     /// An actor with its socket, if it has one.
     pub fn new(socket: Option<Socket>, timeout: Duration) -> Self {
-        Self { socket, timeout, heir: None, library: None }
+        Self { socket, timeout, heir: None, library: None, crowd: Crowd::default(), ring: None }
     }
 
     /// Takes steps from standard input until it ends.
@@ -101,14 +136,62 @@ impl Stage {
             "fork" => return self.fork(),
             "child" => return self.heir.as_mut().context("no child")?.step(rest),
             "release" => self.heir.take().context("no child")?.end()?,
-            "exec" => return Err(heir::become_other(self.socket()?, path)),
+            "exec" => return Err(heir::become_other(self.socket()?, path, false)),
             "dlopen" => self.library = Some(code::load(path)?),
             "dlclose" => drop(self.library.take().context("no library")?),
+            "converse" => self.times(rest, |stage, _| {
+                stage.socket()?.send()?;
+                stage.socket()?.recv().map(drop)
+            })?,
+            "judged" => code::until_judged(self.socket()?.fd())?,
+            // A full queue is an error for the sender.
+            "flood" => self.times(rest, |stage, _| stage.socket().map(|socket| drop(socket.send())))?,
+            "to" => self.socket()?.aim(rest.parse().context("ADDR:PORT")?),
+            "send-from" => self.socket()?.send_from(rest.parse().context("ADDR")?)?,
+            "mark" => self.socket()?.mark(rest.parse().context("N")?)?,
+            "hex" => self.socket()?.send_bytes(&bytes(rest)?)?,
+            "map-by" => {
+                let (way, path) = rest.split_once(' ').context("FILE")?;
+                code::mappings::map_by(way, Path::new(path))?;
+            }
+            "connect-many" => {
+                let (number, to) = rest.split_once(' ').context("ADDR:PORT")?;
+                self.crowd.connect(number.parse().context("N")?, to.parse().context("ADDR:PORT")?)?;
+            }
+            "accept-many" => {
+                let listener = self.socket.as_ref().context("no socket")?;
+                self.crowd.accept(rest.parse().context("N")?, listener)?;
+            }
+            "put-all" => self.crowd.put(rest.parse().context("N")?),
+            "lend-all" => self.crowd.lend(path)?,
+            "count-all" => return Ok(self.crowd.count(*rest.as_bytes().first().context("BYTE")?)?.to_string()),
+            "drop-all" => self.crowd = Crowd::default(),
+            "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend" | "bequeath" | "steal" | "raw"
+            | "int80" => return self.again_and_again(word, rest),
+            "ring" => {
+                let (number, kind) = rest.split_once(' ').context("KIND")?;
+                let to = self.socket()?.to4()?;
+                if self.ring.is_none() {
+                    self.ring = Some(Ring::open(kind)?);
+                }
+                self.times(number, |stage, _| stage.ring.as_mut().context("no ring")?.send(to, PAYLOAD))?;
+            }
             "map-exec" => code::map_executable(path)?,
             "anonymous-exec" => code::anonymous_executable()?,
             _ => bail!("unknown step"),
         }
         Ok(String::new())
+    }
+
+    fn times(&mut self, number: &str, mut act: impl FnMut(&mut Self, u32) -> Result<()>) -> Result<()> {
+        let number: u32 = number.parse().context("N")?;
+        (0..number).try_for_each(|index| act(self, index))
+    }
+
+    fn again_and_again(&self, word: &str, rest: &str) -> Result<String> {
+        let words: Vec<&str> = rest.split(' ').collect();
+        let (number, words) = words.split_first().context("N")?;
+        repeat::act(self.socket.as_ref(), word, number.parse().context("N")?, words)
     }
 
     fn socket(&mut self) -> Result<&mut Socket> {
@@ -147,4 +230,10 @@ impl Stage {
             }
         }
     }
+}
+
+/// The bytes that a hexadecimal text stands for.
+pub fn bytes(hexadecimal: &str) -> Result<Vec<u8>> {
+    let pairs = hexadecimal.as_bytes().chunks(2);
+    pairs.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?)).collect()
 }

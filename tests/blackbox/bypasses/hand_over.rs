@@ -1,0 +1,142 @@
+//! Sockets that change hands for a moment: the denied program uses what an allowed one has opened, or has an allowed one
+//! finish what it began.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use harness::{Actor, Ns};
+
+use super::{ECHO, SINK, TO_SINK, Trial, quiet, repeat, text};
+use crate::pair::Pair;
+
+/// An allowed program with a socket for which an answer is kept.
+fn lender(pair: &Pair) -> Result<Actor> {
+    let mut good = pair.start(&pair.good, &["udp", &pair.to4(ECHO), "--timeout", "15000"])?;
+    good.step("converse 2")?;
+    good.step(&format!("to {}", pair.to4(SINK)))?;
+    Ok(good)
+}
+
+/// The allowed program lets a denied one have its socket, in each repetition for one datagram.
+fn lent(label: &str, word: &str, pace: &str) -> Result<()> {
+    let mut trial = Trial::new(label)?;
+    trial.never(TO_SINK, |pair, times| {
+        let mut good = lender(pair)?;
+        repeat(&mut good, word, times, &format!("{pace} {}", text(&pair.evil)?))?;
+        good.step("judged").map(drop)
+    })?;
+    trial.always(TO_SINK, |pair, times| {
+        let mut good = lender(pair)?;
+        repeat(&mut good, word, times, &format!("patient {}", text(&pair.good)?))
+    })
+}
+
+#[test]
+fn a_socket_passed_for_one_packet() -> Result<()> {
+    lent("lent", "lend", "patient")
+}
+
+#[test]
+fn a_socket_passed_and_closed_before_its_packet_is_judged() -> Result<()> {
+    lent("lent hastily", "lend", "hasty")
+}
+
+#[test]
+fn a_socket_inherited_for_one_packet() -> Result<()> {
+    lent("bequeathed", "bequeath", "patient")
+}
+
+#[test]
+fn a_socket_inherited_by_one_who_is_gone_before_its_packet_is_judged() -> Result<()> {
+    lent("bequeathed hastily", "bequeath", "hasty")
+}
+
+/// pidfd_getfd: the allowed program does nothing at all.
+fn stolen(label: &str, pace: &str) -> Result<()> {
+    let mut trial = Trial::new(label)?;
+    trial.never(TO_SINK, |pair, times| {
+        let mut good = lender(pair)?;
+        let number = good.step("fd 100")?;
+        let mut evil = pair.start(&pair.evil, &["udp", &pair.to4(SINK)])?;
+        repeat(&mut evil, "steal", times, &format!("{} {number} {pace}", good.pid()))?;
+        good.step("judged").map(drop)
+    })
+}
+
+#[test]
+fn a_socket_stolen_for_one_packet() -> Result<()> {
+    stolen("stolen", "patient")
+}
+
+#[test]
+fn a_socket_stolen_and_closed_before_its_packet_is_judged() -> Result<()> {
+    stolen("stolen hastily", "hasty")
+}
+
+/// The denied program sends and becomes the allowed one, which holds the socket when the packet is looked at.
+#[test]
+fn sent_by_one_who_became_an_allowed_program() -> Result<()> {
+    let mut trial = Trial::new("launder")?;
+    trial.never(TO_SINK, |pair, times| {
+        let mut helper = pair.world.actor(Ns::Local, &["idle"])?;
+        let (evil, good) = (text(&pair.evil)?, text(&pair.good)?);
+        repeat(&mut helper, "run", times, &format!("{evil} udp-exec {} 2 {good}", pair.to4(SINK)))
+    })
+}
+
+/// The allowed program opens the socket and becomes the denied one, which sends.
+#[test]
+fn sent_by_one_who_was_an_allowed_program() -> Result<()> {
+    let mut trial = Trial::new("turncoat")?;
+    trial.never(TO_SINK, |pair, times| {
+        for _ in 0..times {
+            let mut actor = lender(pair)?;
+            actor.step(&format!("exec {}", text(&pair.evil)?))?;
+            actor.step(&format!("to {}", pair.to4(SINK)))?;
+            actor.step("send 2")?;
+        }
+        Ok(())
+    })
+}
+
+/// What the denied program wrote into a connection whose window was closed leaves later, when the other end reads: nobody is
+/// at work then but the kernel, and the allowed program alone holds the connection.
+#[test]
+fn written_into_an_allowed_programs_connection() -> Result<()> {
+    /// More than the receiver takes.
+    const MUCH: usize = 100_000;
+    /// At once; the listener's backlog takes no more.
+    const CONNECTIONS: usize = 100;
+    let mut trial = Trial::new("closed window")?;
+    let pair = &trial.pair;
+    pair.world.namespace(Ns::Local).sysctl("net/ipv4/tcp_wmem", "4096 1048576 1048576")?;
+    pair.world.namespace(Ns::Peer).sysctl("net/ipv4/tcp_rmem", "4096 16384 16384")?;
+    let mut reader = pair.world.actor(Ns::Peer, &["serve-tcp", "0.0.0.0:4000", "--timeout", "15000"])?;
+    let mut read = |good: &mut Actor| -> Result<usize> {
+        reader.step(&format!("accept-many {CONNECTIONS}"))?;
+        // `a` begins what the denied program writes; the allowed one writes `x`.
+        let count = reader.step("count-all a")?.parse()?;
+        reader.step("drop-all")?;
+        good.step("drop-all")?;
+        Ok(count)
+    };
+    let write = |program: &Path| -> Result<Actor> {
+        let mut good = pair.start(&pair.good, &["idle"])?;
+        good.step(&format!("connect-many {CONNECTIONS} {}", pair.to4(4000)))?;
+        good.step(&format!("put-all {MUCH}"))?;
+        good.step(&format!("lend-all {}", text(program)?))?;
+        Ok(good)
+    };
+    ensure!(read(&mut write(&pair.evil)?)? == CONNECTIONS, "where nothing forbids it");
+    for rules in &trial.rules {
+        rules.put(pair)?;
+        ensure!(read(&mut write(&pair.good)?)? == CONNECTIONS, "what an allowed program wrote: {rules:?}");
+        for _ in 0..2 {
+            let mut good = write(&pair.evil)?;
+            let passed = read(&mut good)?;
+            ensure!(passed == 0, "the bytes of {passed} of {CONNECTIONS} connections arrived under {rules:?}");
+        }
+        quiet(pair, &mut trial.friend).context("the allowed program")?;
+    }
+    Ok(())
+}
