@@ -282,6 +282,7 @@ impl Crew<'_> {
                 (false, true) => Retention::Objects,
                 (false, false) => Retention::Nothing,
             },
+            as_made: !whole_packets(chain, self.signatures.as_deref()),
         };
         let whole = whole_packets(chain, self.signatures.as_deref());
         let settings = Settings {

@@ -41,7 +41,9 @@ pub struct Arrived {
     pub uid: Option<u32>,
     /// Where its socket lives.
     pub place: Place,
-    /// The process that was running when it was queued, if that is known.
+    /// Its layer-4 checksum is left to the device.
+    pub checksum_missing: bool,
+    /// The process that was running when it was queued, if that is known and it left a socket that was held open.
     pub ran: Option<Sender>,
 }
 
@@ -54,8 +56,10 @@ pub enum Place {
     Behind(u32),
 }
 
-/// `NF_INET_FORWARD` of linux/netfilter.h.
+/// `NF_INET_FORWARD` and so on of linux/netfilter.h.
 const HOOK_FORWARD: u8 = 2;
+const HOOK_LOCAL_OUT: u8 = 3;
+const HOOK_POST_ROUTING: u8 = 4;
 
 impl Arrived {
     /// What matters of a queued packet.
@@ -76,15 +80,11 @@ impl Arrived {
             round,
             uid: queued.uid,
             place,
-            ran,
+            checksum_missing: queued.checksum_missing,
+            ran: ran.filter(|_| {
+                !incoming && queued.uid.is_some() && matches!(queued.hook, HOOK_LOCAL_OUT | HOOK_POST_ROUTING)
+            }),
         }
-    }
-
-    /// The process that sent it, if that is certain: it was sent through a socket that was held open, and only system
-    /// calls send what is not TCP.
-    fn sender(&self, packet: &Packet) -> Option<&Sender> {
-        let by_call = self.uid.is_some() && packet.flow.protocol != Protocol::TCP;
-        self.ran.as_ref().filter(|_| by_call && matches!(self.place, Place::Here(_)))
     }
 }
 
@@ -247,6 +247,8 @@ pub struct Surroundings {
     pub census: Census,
     /// What becomes of objects that are no longer mapped.
     pub retention: Retention,
+    /// Packets come as they were made: their checksums are missing where the device is to fill them in.
+    pub as_made: bool,
 }
 
 /// Judges the packets of one queue.
@@ -323,8 +325,9 @@ impl Pipeline {
             Ok(packet) => packet,
             Err(error) => return Decision::Judged(Arc::new(self.unreadable(*error))),
         };
-        let suspect = self.suspect(arrived, packet);
-        let key = FlowKey::new(packet, arrived, suspect);
+        let sender = self.sender(arrived, packet);
+        let suspect = if sender.is_some() { None } else { self.suspect(arrived, packet) };
+        let key = FlowKey::new(packet, arrived, sender, suspect);
         if let Some(answer) = self.kept(&key, tell) {
             return Decision::Judged(answer);
         }
@@ -338,7 +341,7 @@ impl Pipeline {
         let judgement = match judge(&rules, &packet.flow, None) {
             Outcome::Judged(judgement) if !tell.of(judgement.verdict) => judgement,
             _ => {
-                let found = match self.identity(arrived, packet, suspect, &namespace, patience) {
+                let found = match self.identity(arrived, packet, sender.as_ref(), suspect, &namespace, patience) {
                     Ok(identity) => identity,
                     Err(question) => return Decision::Wait(question),
                 };
@@ -490,10 +493,19 @@ impl Pipeline {
         }
     }
 
-    /// Whose raw socket may have made the packet.
+    /// The process that sent the packet, if that is certain. It is for all that only system calls send: TCP alone also
+    /// sends when a timer or another packet says so. But TCP leaves the checksum to the device, and raw sockets, which
+    /// can send segments too, do not.
+    fn sender(&self, arrived: &Arrived, packet: &Packet) -> Option<Sender> {
+        let by_call = packet.flow.protocol != Protocol::TCP || self.world.as_made && !arrived.checksum_missing;
+        arrived.ran.filter(|_| by_call)
+    }
+
+    /// Whose raw socket may have made a packet whose sender is not known.
     fn suspect(&self, arrived: &Arrived, packet: &Packet) -> Option<Suspect> {
         let generations = self.world.generations.as_ref();
-        if self.world.chain == Chain::Input || arrived.sender(packet).is_some() {
+        let is_tcps_own = packet.flow.protocol == Protocol::TCP && self.world.as_made && arrived.checksum_missing;
+        if self.world.chain == Chain::Input || is_tcps_own {
             return None;
         }
         let certain = match (generations, arrived.uid, &arrived.ran, arrived.place) {
@@ -513,12 +525,13 @@ impl Pipeline {
         &mut self,
         arrived: &Arrived,
         packet: &Packet,
+        sender: Option<&Sender>,
         suspect: Option<Suspect>,
         namespace: &Whereabouts,
         patience: Patience,
     ) -> Result<Identity, Question> {
         let mut owners = self.owners(arrived, packet, suspect, namespace, patience)?;
-        let sender = arrived.sender(packet).map(|sender| (Process::new(sender.tgid, sender.start), *sender));
+        let sender = sender.map(|sender| (Process::new(sender.tgid, sender.start), sender));
         if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
             owners = Owners::and_sender(owners, process, generations);
         }
@@ -526,7 +539,7 @@ impl Pipeline {
         for holder in &owners.holders {
             images.push(match sender {
                 Some((process, sender)) if process == holder.process => {
-                    self.image_then(arrived, holder, &sender, patience)?
+                    self.image_then(arrived, holder, sender, patience)?
                 }
                 // It holds the socket; what it sent is its own packet's affair.
                 Some(_) => self.image(arrived, holder, patience)?,
@@ -698,13 +711,12 @@ impl Whereabouts {
 }
 
 impl FlowKey {
-    fn new(packet: &Packet, arrived: &Arrived, suspect: Option<Suspect>) -> FlowKey {
+    fn new(packet: &Packet, arrived: &Arrived, sender: Option<Sender>, suspect: Option<Suspect>) -> FlowKey {
         let (echo, quoted) = match packet.about {
             About::Itself => (None, None),
             About::Echo(identifier) => (Some(identifier), None),
             About::Quoted(flow) => (None, Some(flow)),
         };
-        let sender = arrived.sender(packet).copied();
         FlowKey { flow: packet.flow, place: arrived.place, echo, quoted, sender, suspect }
     }
 }

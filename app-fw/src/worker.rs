@@ -110,7 +110,6 @@ struct Parked {
     waits_for: Key,
     /// The whole packet, where its verdict may change it.
     bytes: Box<[u8]>,
-    checksum_missing: bool,
 }
 
 /// Serves a queue, alone or with others.
@@ -288,16 +287,15 @@ impl Worker {
         let arrived = Arrived::new(queued, self.chain, now, self.round, ran);
         let tell = self.reporter.tell(now);
         if let Some(answer) = self.refuse_unsigned(queued) {
-            return self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now);
+            return self.settle(&arrived, queued.payload, &answer, now);
         }
         match self.pipeline.decide(&arrived, tell, self.patience(patience)) {
-            Decision::Judged(answer) => self.settle(&arrived, queued.payload, queued.checksum_missing, &answer, now),
+            Decision::Judged(answer) => self.settle(&arrived, queued.payload, &answer, now),
             Decision::Wait(question) => {
                 let bytes = if self.signs() { queued.payload.into() } else { Box::default() };
                 let waits_for = question.key();
-                let checksum_missing = queued.checksum_missing;
                 self.tally.parked += 1;
-                self.park(Parked { arrived, waits_for, bytes, checksum_missing }, question);
+                self.park(Parked { arrived, waits_for, bytes }, question);
             }
         }
     }
@@ -353,7 +351,7 @@ impl Worker {
         let tell = self.reporter.tell(now);
         match self.pipeline.decide(&parked.arrived, tell, patience) {
             Decision::Judged(answer) => {
-                self.settle(&parked.arrived, &parked.bytes, parked.checksum_missing, &answer, now);
+                self.settle(&parked.arrived, &parked.bytes, &answer, now);
             }
             Decision::Wait(question) => {
                 parked.waits_for = question.key();
@@ -363,10 +361,10 @@ impl Worker {
     }
 
     /// Puts a verdict into the batch.
-    fn settle(&mut self, arrived: &Arrived, bytes: &[u8], checksum_missing: bool, answer: &Arc<Answer>, now: u64) {
+    fn settle(&mut self, arrived: &Arrived, bytes: &[u8], answer: &Arc<Answer>, now: u64) {
         let signed = match (answer.judgement.verdict, &self.signatures) {
             (Verdict::Accept, Some(signatures)) if self.signs() => {
-                Some(signatures.sign(bytes, arrived.length, checksum_missing))
+                Some(signatures.sign(bytes, arrived.length, arrived.checksum_missing))
             }
             _ => None,
         };

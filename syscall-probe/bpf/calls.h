@@ -39,6 +39,7 @@
 #define SOCKETCALL_ACCEPT4 18
 #define SOCKETCALL_SENDMMSG 20
 #define IPC_SHMAT 21
+#define IPC_SHMDT 22
 
 /* What a watched call does; kept with the slot it was counted in while it is in flight. */
 #define IN_FLIGHT_SLOT 0x0000ffffu
@@ -237,6 +238,11 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 11: /* munmap */
 	case 25: /* mremap: what is moved is mapped where it was not, and gone where it was */
 		return sheds_executable(task, regs->di, regs->si);
+	case 59:  /* execve: the new program's mappings come long before sched_process_exec tells of it */
+	case 322: /* execveat */
+	case 520: /* execve of x32 */
+	case 545: /* execveat of x32 */
+		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
 	case 67: /* shmdt */
 		return sheds_executable(task, regs->di, 1);
 	case 30: /* shmat */
@@ -271,7 +277,11 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	u32 call = regs->bx;
 
 	switch (nr) {
+	case 11:  /* execve */
+	case 358: /* execveat */
+		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
 	case 90: /* mmap: its arguments are in user memory */
+		return maps_executable(task, PROT_EXEC) | IN_FLIGHT_SHED;
 	case 86: /* uselib */
 		return maps_executable(task, PROT_EXEC);
 	case 192: /* mmap2 */
@@ -287,6 +297,8 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 397: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 117: /* ipc: the version is in the upper half */
+		if ((call & 0xffff) == IPC_SHMDT)
+			return sheds_executable(task, regs->di, 1);
 		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) : 0;
 	case 172: /* prctl */
 		return call == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
@@ -316,9 +328,9 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 11: case 16: case 25: case 30: case 42: case 46: case 54: case 67: case 86: case 90: case 91: case 102: case 117: case 125:
-	case 134: case 157: case 163: case 172: case 192: case 307: case 329: case 345: case 362: case 370: case 380: case 397: case 398:
-	case 425: case 426: case 427: case 438: case 514: case 518: case 538:
+	case 9: case 10: case 11: case 16: case 25: case 30: case 42: case 46: case 54: case 59: case 67: case 86: case 90: case 91: case 102: case 117: case 125:
+	case 134: case 157: case 163: case 172: case 192: case 307: case 322: case 329: case 345: case 358: case 362: case 370: case 380: case 397: case 398:
+	case 425: case 426: case 427: case 438: case 514: case 518: case 520: case 538: case 545:
 		return 1;
 	}
 	return 0;

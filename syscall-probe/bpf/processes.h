@@ -7,9 +7,10 @@
 #include "calls.h"
 
 SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *task)
+int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 {
 	struct process_slot *slot = process_slot(task->tgid);
+	u64 thread = bpf_get_current_pid_tgid();
 
 	/* The mark comes before the generation: who sees the new generation sees the mark too. Whatever the former
 	   program made carries a generation below it. */
@@ -18,6 +19,14 @@ int BPF_PROG(on_exec, struct task_struct *task)
 		move(&slot->generation);
 	}
 	move_image(task->tgid);
+	/* A thread that was not the leader got the leader's id: nothing will find its call by its end. */
+	if (former_pid != (int)(u32)thread) {
+		u64 former = thread >> 32 << 32 | (u32)former_pid;
+		u32 *note = bpf_map_lookup_elem(&in_flight_threads, &former);
+
+		if (note)
+			end(former, *note);
+	}
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }

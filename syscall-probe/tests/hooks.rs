@@ -111,22 +111,49 @@ fn executable_mappings_by_32_bit_calls_move_the_image() {
 }
 
 #[test]
-fn unmapping_something_executable_moves_the_image() {
+fn shedding_something_executable_moves_image_and_shed() {
     let (all, mut actor) = (generations(), Actor::start());
     let tgid = actor.tgid();
-    for pages in ["rx", "r rx", "r rw r rw r rx"] {
+    let generations = || (all.image(tgid).value, all.shed(tgid));
+    for (pages, way) in [
+        ("rx", "munmap"),
+        ("r rx", "munmap"),
+        ("r rw r rw r rx", "munmap"),
+        ("rx", "mprotect"),
+        ("rw rx", "mprotect"),
+        ("r rx", "mmap"),
+        ("rx rx", "mremap"),
+    ] {
         actor.act(&format!("map {pages}"));
-        moves(|| all.image(tgid).value, || drop(actor.act("unmap")));
+        let before = generations();
+        actor.act(&format!("shed {way}"));
+        let after = generations();
+        assert!(before.0 != after.0 && before.1 != after.1, "{pages}, {way}: {before:?}");
     }
-    for pages in ["r", "rw r", "r rw r rw"] {
-        let mut unmap = || {
+    for (pages, way) in
+        [("r", "munmap"), ("rw r", "munmap"), ("r rw r rw", "munmap"), ("rw", "mprotect"), ("rw", "mmap")]
+    {
+        let mut shed = || {
             actor.act(&format!("map {pages}"));
-            let before = all.image(tgid).value;
-            actor.act("unmap");
-            all.image(tgid).value == before
+            let before = generations();
+            actor.act(&format!("shed {way}"));
+            generations() == before
         };
-        assert!((0..LOOKS).any(|_| unmap()), "{pages}: it moved every time");
+        assert!((0..LOOKS).any(|_| shed()), "{pages}, {way}: it moved every time");
     }
+}
+
+#[test]
+fn new_mappings_shed_nothing() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    stands_still(|| all.shed(tgid), || drop(actor.act("map rx")));
+}
+
+/// The new program's mappings are there long before the kernel tells of it.
+#[test]
+fn a_call_of_exec_moves_the_image_even_if_it_fails() {
+    act_moves_image("fail-to-exec");
 }
 
 #[test]
@@ -235,6 +262,7 @@ fn exec_and_exit_move_the_process() {
     assert_eq!(actor.act("become-a-shell"), "awake");
     assert_ne!(all.process(tgid).value, before.0);
     assert_ne!(all.image(tgid).value, before.1);
+    assert!(all.image(tgid).settled, "the call that a thread began ended as the leader's");
     let image = all.image(tgid).value;
     moves(|| all.process(tgid).value, || actor.kill());
     assert_eq!(all.image(tgid).value, image, "what it was made of stays true");

@@ -117,19 +117,18 @@ pub struct Owners {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
     wide: u64,
-    /// [`Generations::raw_sockets`]: whoever makes a raw socket may have sent anything.
-    raw: u64,
     port: u64,
     local_port: u16,
 }
 
 impl Stamp {
-    /// The generations now; to be read before anything is looked at. `None` if the kernel does not move them all.
+    /// The generations now; to be read before anything is looked at. `None` if the kernel does not move them all, or if
+    /// the packet may be another's than the owners of its flow.
     fn read(generations: &Generations, endpoint: &Endpoint) -> Option<Stamp> {
         let (exact, local_port) = (generations.exact(), endpoint.tuple.local_port);
-        (exact.processes && exact.ports && exact.sockets).then(|| Stamp {
+        let exact_enough = exact.processes && exact.ports && exact.sockets;
+        (exact_enough && endpoint.suspect.is_none()).then(|| Stamp {
             wide: generations.wide(),
-            raw: generations.raw_sockets(),
             port: generations.port(local_port),
             local_port,
         })
@@ -205,7 +204,7 @@ impl Owners {
     /// What changed.
     pub fn check(&self, generations: &Generations) -> Result<(), Staleness> {
         let stamp = self.stamp.as_ref().ok_or(Staleness::NotKept)?;
-        if generations.wide() != stamp.wide || generations.raw_sockets() != stamp.raw {
+        if generations.wide() != stamp.wide {
             return Err(Staleness::Wide);
         }
         if generations.port(stamp.local_port) != stamp.port {
@@ -239,9 +238,6 @@ pub fn quick(endpoint: &Endpoint, diag: &mut Diag, means: Means<'_>, previous: O
         return None;
     }
     let stamp = Stamp::read(means.generations, endpoint)?;
-    if endpoint.suspect.is_some() {
-        return None;
-    }
     if let Some(begun) = means.begun(endpoint, stamp) {
         return Some(begun);
     }

@@ -1,6 +1,7 @@
 //! What an actor can do.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::fs::OpenOptions;
 use std::io::{IoSlice, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -14,7 +15,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
 use nix::sys::socket::{MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -36,7 +37,8 @@ impl Stage {
             ["getppid", times] => call_repeatedly(times.parse()?),
             ["mmap", protection] => mmap(protections(protection))?,
             ["map", protections_of @ ..] => self.map(protections_of)?,
-            ["unmap"] => self.unmap()?,
+            ["shed", way] => self.shed(way)?,
+            ["fail-to-exec"] => drop(Command::new("/nowhere").exec()),
             ["mmap-many", protection, times] => mmap_many(protections(protection), times.parse()?)?,
             ["load-probe"] => self.probe = Some(syscall_probe::Probe::load(&syscall_probe::Options::default())?),
             ["mprotect", protection] => mprotect_page(protections(protection))?,
@@ -148,11 +150,29 @@ impl Stage {
         Ok(())
     }
 
-    fn unmap(&mut self) -> Result<()> {
+    /// Gets rid of what `map` mapped.
+    fn shed(&mut self, way: &str) -> Result<()> {
         let (start, length) = self.mapped.take().context("nothing is mapped")?;
-        let start = std::ptr::NonNull::new(start as *mut _).context("address 0")?;
+        let start = std::ptr::NonNull::new(start as *mut c_void).context("address 0")?;
         // SAFETY: what `map` mapped, once.
-        unsafe { munmap(start, length)? };
+        unsafe {
+            match way {
+                "munmap" => munmap(start, length)?,
+                "mprotect" => mprotect(start, length, ProtFlags::PROT_NONE)?,
+                "mremap" => drop(mremap(start, length, PAGE.get(), MRemapFlags::empty(), None)?),
+                "mmap" => {
+                    let length = NonZeroUsize::new(length).context("no pages")?;
+                    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
+                    let _ = mmap_anonymous(
+                        NonZeroUsize::new(start.as_ptr() as usize),
+                        length,
+                        ProtFlags::PROT_NONE,
+                        flags,
+                    )?;
+                }
+                _ => bail!("unknown way"),
+            }
+        }
         Ok(())
     }
 

@@ -102,6 +102,7 @@ fn sent_by_one_who_was_an_allowed_program() -> Result<()> {
 /// What the denied program wrote into a connection whose window was closed leaves later, when the other end reads: nobody is
 /// at work then but the kernel, and the allowed program alone holds the connection.
 #[test]
+#[ignore = "who wrote into a connection and let go of it is not known"]
 fn written_into_an_allowed_programs_connection() -> Result<()> {
     /// More than the receiver takes.
     const MUCH: usize = 100_000;

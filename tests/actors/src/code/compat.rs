@@ -36,10 +36,11 @@ unsafe fn call(number: u32, arguments: [u32; 3]) -> Result<u32> {
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
     }
-    // The result is a 32-bit number, negative if it is an error.
-    let result = result as u32 as i32;
-    ensure!(result >= 0, "32-bit call {number}: {}", std::io::Error::from_raw_os_error(-result));
-    Ok(result.unsigned_abs())
+    // The result is a 32-bit number; the highest 4095 are errors.
+    let result = result as u32;
+    let error = result.cast_signed();
+    ensure!(!(-4095..0).contains(&error), "32-bit call {number}: {}", std::io::Error::from_raw_os_error(-error));
+    Ok(result)
 }
 
 /// A page below 4 GiB that holds a copy of some bytes.
@@ -84,8 +85,7 @@ pub fn map_executable(file: &File) -> Result<()> {
     ];
     let bytes: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
     let page = LowPage::holding(&bytes)?;
-    // SAFETY: a new mapping at an address of the kernel's choice; nothing ever points into it. (The error range of a call
-    // that returns an address is the same as that of others: it is below 2 GiB here.)
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing ever points into it.
     unsafe { call(OLD_MMAP, [page.address(), 0, 0]) }.map(drop)
 }
 
