@@ -28,11 +28,13 @@ pub enum Measure {
     /// 64-byte UDP packets from one connected socket
     #[value(name = "udp-64")]
     Udp64,
+    /// Processes with 40 more libraries that send one UDP packet and wait for its echo
+    First,
 }
 
 impl Measure {
     /// All, in the order of the table.
-    pub const ALL: [Self; 4] = [Self::TcpBulk, Self::Connect1, Self::Connect8, Self::Udp64];
+    pub const ALL: [Self; 5] = [Self::TcpBulk, Self::Connect1, Self::Connect8, Self::Udp64, Self::First];
 
     /// The token on the command line and in the tables.
     pub fn token(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Measure {
             Self::Connect1 => "connect-1",
             Self::Connect8 => "connect-8",
             Self::Udp64 => "udp-64",
+            Self::First => "first",
         }
     }
 
@@ -51,12 +54,13 @@ impl Measure {
             Self::Connect1 => "connections/s, 1 thread",
             Self::Connect8 => "connections/s, 8 threads",
             Self::Udp64 => "UDP 64 B, packets/s",
+            Self::First => "processes/s, first packet",
         }
     }
 
     /// Whether single operations are timed.
     pub fn has_latency(self) -> bool {
-        matches!(self, Self::Connect1 | Self::Connect8)
+        matches!(self, Self::Connect1 | Self::Connect8 | Self::First)
     }
 
     /// Client threads.
@@ -80,7 +84,7 @@ impl Measure {
             Self::TcpBulk => count >> 16,
             // SYN, ACK, data, FIN; what follows the server's FIN may still be under way.
             Self::Connect1 | Self::Connect8 => count * 4,
-            Self::Udp64 => count,
+            Self::Udp64 | Self::First => count,
         }
     }
 
@@ -126,6 +130,6 @@ pub struct Sample {
     pub rate: f64,
     /// Bytes, connections or packets that the rate stands for.
     pub count: u64,
-    /// Time per connection, where connections are measured.
+    /// Time per connection or first packet, where those are measured.
     pub latency: Option<Latency>,
 }

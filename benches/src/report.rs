@@ -1,6 +1,7 @@
 //! Medians, spreads and ratios as Markdown.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::comparison::{Plan, Samples};
 use crate::measure::Measure;
@@ -115,12 +116,34 @@ pub fn circumstances(plan: &Plan, samples: &Samples) -> String {
     text
 }
 
+/// More than the baseline's, what the first packet of a process may take.
+pub const FIRST_LIMIT: Duration = Duration::from_micros(200);
+
+/// How much longer the first packet of a process takes by contender number `contender` than by number `baseline`: medians
+/// of each round, subtracted round by round.
+fn first_verdict(plan: &Plan, samples: &Samples, contender: usize, baseline: usize) -> Option<String> {
+    let halves =
+        |index| samples.of(index, Measure::First).filter_map(|sample| Some(sample.latency?.p50.as_secs_f64() * 1e6));
+    let more = halves(contender).zip(halves(baseline)).map(|(this, base)| this - base);
+    let spread = Spread::of(more)?;
+    let limit = FIRST_LIMIT.as_micros();
+    let word = if spread.median < limit as f64 { "PASS" } else { "ABOVE" };
+    let names = (plan.contenders[contender].name(), plan.contenders[baseline].name());
+    let figures = spread.format(|more| format!("{more:.0}"));
+    Some(format!("- {} - {}, p50 of the first packet: {figures} us {word} (limit {limit} us)\n", names.0, names.1))
+}
+
 /// One line per measure: whether the median of contender number `contender` reaches [`TARGET`] of number `baseline`, and
 /// in how many rounds it did, because a median alone would hide a verdict that is a matter of luck.
 pub fn verdicts(plan: &Plan, samples: &Samples, contender: usize, baseline: usize) -> String {
     let names = (plan.contenders[contender].name(), plan.contenders[baseline].name());
     let mut text = String::new();
     for &measure in &plan.measures {
+        if measure == Measure::First {
+            // Most of what is counted there is the start of processes.
+            text.extend(first_verdict(plan, samples, contender, baseline));
+            continue;
+        }
         let ratios = ratios(samples, contender, baseline, measure);
         let reached = ratios.iter().filter(|&&ratio| ratio >= TARGET).count();
         let rounds = ratios.len();

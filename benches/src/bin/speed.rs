@@ -42,7 +42,7 @@ struct Arguments {
     /// How often everything is measured
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Only these contenders (none, accept-all, accept-all-again, app-fw, variants) and measures (tcp-bulk, connect-1, connect-8, udp-64)
+    /// Only these contenders (none, accept-all, accept-all-again, app-fw, variants) and measures (tcp-bulk, connect-1, connect-8, udp-64, first)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// The contender that the others are divided by
@@ -87,6 +87,9 @@ enum Role {
         #[arg(value_parser = seconds)]
         seconds: f64,
     },
+    /// Send one packet and print how long its echo took, nanoseconds
+    #[command(hide = true)]
+    SendFirst { address: IpAddr },
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
         Some(Role::Drive { measure, address, seconds }) => {
             load::drive(*measure, *address, Duration::from_secs_f64(*seconds))
         }
+        Some(Role::SendFirst { address }) => load::send_first(*address),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@
 //! for the given time and prints its [`Outcome`], and the server prints its own once it is told to.
 
 mod connect;
+mod first;
 mod outcome;
 mod tcp_bulk;
 mod udp;
@@ -18,6 +19,7 @@ use nix::sys::prctl;
 
 use crate::measure::Measure;
 
+pub use first::send_first;
 pub use outcome::{Latency, Outcome};
 pub use udp::PAYLOAD as UDP_PAYLOAD;
 
@@ -34,6 +36,7 @@ pub fn serve(measure: Measure, address: IpAddr) -> Result<()> {
         Measure::TcpBulk => tcp_bulk::serve(SocketAddr::new(address, PORT))?,
         Measure::Connect1 | Measure::Connect8 => connect::serve(address, measure.threads())?,
         Measure::Udp64 => udp::serve(SocketAddr::new(address, PORT))?,
+        Measure::First => first::serve(address)?,
     };
     say(&outcome.to_string())
 }
@@ -48,6 +51,7 @@ pub fn drive(measure: Measure, address: IpAddr, duration: Duration) -> Result<()
         Measure::TcpBulk => tcp_bulk::drive(SocketAddr::new(address, PORT), duration)?,
         Measure::Connect1 | Measure::Connect8 => connect::drive(address, measure.threads(), duration)?,
         Measure::Udp64 => udp::drive(SocketAddr::new(address, PORT), duration)?,
+        Measure::First => first::drive(address, duration)?,
     };
     say(&outcome.to_string())
 }
