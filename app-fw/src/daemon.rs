@@ -19,7 +19,7 @@ use crate::args::{Args, SigType};
 use crate::attribute::census::Census;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Server};
-use crate::image::{Digests, Process, Retention};
+use crate::image::{Chronicle, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
 use crate::matcher::{Defaults, Ruleset};
@@ -106,7 +106,11 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
         watched.unwrap_or_else(|error| tracing::warn!("{error}"));
     }
     let events = probe.as_mut().ok().and_then(Probe::take_events);
-    let started = start(args, store, signatures, probe.as_ref().ok(), report, queues)?;
+    let chronicle = probe.as_mut().ok().and_then(|probe| {
+        let changes = probe.take_changes()?;
+        Some(Arc::new(Chronicle::new(changes, probe.generations())))
+    });
+    let started = start(args, store, signatures, probe.as_ref().ok(), chronicle, report, queues)?;
     let served = serve(args, &started, events);
     served.and(started.stop())
 }
@@ -166,6 +170,7 @@ fn bind_queues(args: &Args, signatures: Option<&Signatures>) -> Result<Vec<(Chai
 /// The running parts.
 struct Started {
     office: Arc<Office>,
+    chronicle: Option<Arc<Chronicle>>,
     investigators: Investigators,
     workers: Vec<JoinHandle<()>>,
     mailboxes: Vec<Mailbox>,
@@ -181,6 +186,7 @@ fn start(
     store: Store,
     signatures: Option<Arc<Signatures>>,
     probe: Option<&Probe>,
+    chronicle: Option<Arc<Chronicle>>,
     report: ProbeReport,
     queues: Vec<(Chain, Arc<Queue>)>,
 ) -> Result<Started, DaemonError> {
@@ -196,6 +202,7 @@ fn start(
         generations: probe.map(Probe::generations),
         iterator: probe.and_then(Probe::holders),
         census: Census::default(),
+        chronicle: chronicle.clone(),
         namespaces: namespaces.clone(),
     };
     let investigators = Investigators::start(&means, probe).map_err(system("starting the investigators"))?;
@@ -233,7 +240,7 @@ fn start(
         events_omitted: Box::new(journal.omitted()),
     });
     let failures = tokio::sync::Mutex::new(failures);
-    Ok(Started { office, investigators, workers, mailboxes, failures, halt, journal, keeper, end_keeper })
+    Ok(Started { office, chronicle, investigators, workers, mailboxes, failures, halt, journal, keeper, end_keeper })
 }
 
 /// What workers are made from.
@@ -382,6 +389,7 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 failed = failures.recv() => failure = failed,
                 () = watch_names(&started.office) => {}
                 () = watch_processes(events, started) => {}
+                () = keep_chronicle(started.chronicle.as_deref()) => {}
             }
         };
         server.serve(started.office.clone(), over).await?;
@@ -411,6 +419,20 @@ async fn watch_names(office: &Office) {
                 return std::future::pending().await;
             }
         }
+    }
+}
+
+/// Takes note of what processes are made of before the kernel has no room to tell.
+async fn keep_chronicle(chronicle: Option<&Chronicle>) {
+    let Some(chronicle) = chronicle else { return std::future::pending().await };
+    let news = chronicle.news().and_then(|fd| watch(fd, Interest::READABLE));
+    let Ok(news) = news.inspect_err(|error| tracing::warn!("changes of processes: {error}")) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let Ok(mut ready) = news.readable().await else { return std::future::pending().await };
+        chronicle.catch_up();
+        ready.clear_ready();
     }
 }
 

@@ -19,7 +19,7 @@ use syscall_probe::{Generations, Holders, Probe};
 use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
 use crate::clock::Clock;
-use crate::image::{Digests, Hashing, Image, NoImage, Process, Reader};
+use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, Process, Reader};
 use crate::namespaces::links::{self, Beyond};
 use crate::namespaces::{Namespace, Namespaces};
 
@@ -146,6 +146,8 @@ pub struct Means {
     pub iterator: Option<Holders>,
     /// The raw sockets there are.
     pub census: Census,
+    /// What the kernel tells of processes, if it does.
+    pub chronicle: Option<Arc<Chronicle>>,
     /// The namespaces there are.
     pub namespaces: Arc<ArcSwap<Namespaces>>,
 }
@@ -269,7 +271,11 @@ impl Drop for Vital {
 impl Means {
     fn reader(&self) -> Reader<'_> {
         let exact = |generations: &&Generations| generations.exact().processes && generations.exact().files;
-        Reader { digests: &self.digests, generations: self.generations.as_ref().filter(exact) }
+        Reader {
+            digests: &self.digests,
+            generations: self.generations.as_ref().filter(exact),
+            chronicle: self.chronicle.as_deref(),
+        }
     }
 
     fn search(&self, mut search: Search, queue: &Receiver<Job>, hashers: &Arc<Hashers>) {

@@ -40,7 +40,9 @@ impl From<bool> for Tri {
 pub struct Made<'a> {
     /// Digests of its objects, those that are known.
     pub digests: &'a [Digest],
-    /// The aggregate digest. `None` if some object's digest is not known.
+    /// These are all.
+    pub complete: bool,
+    /// The aggregate digest, if it is known.
     pub aggregate: Option<Digest>,
 }
 
@@ -169,7 +171,7 @@ fn owner_holds(on: &Match, owner: &Owner<'_>) -> Option<Tri> {
     let Owner::Known(made) = owner else { return on.is_identity().then_some(Tri::Unknown) };
     match on {
         Match::SngHash(wanted) if made.digests.contains(wanted) => Some(Tri::Yes),
-        Match::SngHash(_) => Some(if made.aggregate.is_some() { Tri::No } else { Tri::Unknown }),
+        Match::SngHash(_) => Some(if made.complete { Tri::No } else { Tri::Unknown }),
         Match::AggHash(wanted) => Some(made.aggregate.map_or(Tri::Unknown, |aggregate| (aggregate == *wanted).into())),
         _ => None,
     }
@@ -292,11 +294,11 @@ mod tests {
     }
 
     fn known(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(Made { digests, aggregate: Some(WHOLE) })
+        Owner::Known(Made { digests, complete: true, aggregate: Some(WHOLE) })
     }
 
     fn partly(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(Made { digests, aggregate: None })
+        Owner::Known(Made { digests, complete: false, aggregate: None })
     }
 
     #[track_caller]

@@ -110,6 +110,13 @@ fn cost(probe: &Probe) -> Vec<String> {
                 .into(),
         );
     }
+    if probe.missing().iter().any(|(hook, _)| *hook == Hook::TcpWrite) {
+        cost.push(
+            "writers into connections are not seen: what was written by a process that has let go of a connection since, or \
+             runs another program, is judged by those who hold it"
+                .into(),
+        );
+    }
     if probe.holders().is_none() {
         cost.push("holders of sockets are searched in /proc, which takes longer".into());
     }

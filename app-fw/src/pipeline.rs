@@ -648,9 +648,13 @@ impl Pipeline {
     ///
     /// It is if the socket was made since; else if the packet was queued since. Packets tell no time, but one that was
     /// read after the queue had been read empty was queued after that reading began. So the first packets of a program
-    /// that was started with an older socket stay in doubt.
+    /// that was started with an older socket stay in doubt; and all of a connection that a former program has written
+    /// into, for nobody knows when that leaves.
     fn is_its_work(&mut self, arrived: &Arrived, holder: &Holder) -> bool {
         let exec = self.world.generations.as_ref().map_or(0, |generations| generations.exec(holder.process.tgid));
+        if holder.wrote.is_some_and(|wrote| wrote != exec) {
+            return false;
+        }
         if exec == 0 || holder.since.is_some_and(|since| since >= exec) {
             return true;
         }
@@ -763,7 +767,10 @@ impl Identity {
 
 fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
     match image {
-        Ok(image) => Owner::Known(Made { digests: &image.digests, aggregate: image.aggregate }),
+        Ok(image) => {
+            let (digests, complete) = (&image.digests, image.gap.is_none());
+            Owner::Known(Made { digests, complete, aggregate: image.aggregate })
+        }
         Err(_) => Owner::Undetermined,
     }
 }

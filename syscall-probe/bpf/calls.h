@@ -11,11 +11,11 @@
  */
 #pragma once
 
+#include "images.h"
 #include "maps.h"
 
 #define PROT_READ 1
 #define PROT_EXEC 4
-#define VM_EXEC 4
 #define SHM_EXEC 0100000
 #define READ_IMPLIES_EXEC 0x0400000
 #define MAP_FIXED 0x10
@@ -430,6 +430,23 @@ static __always_inline bool accepts(struct task_struct *task, struct pt_regs *re
 	return nr == 364; /* accept4 */
 }
 
+/* What a call that has ended made of the process. */
+static __always_inline void tell_call(struct task_struct *task, struct pt_regs *regs, u32 nr, u32 note, long ret)
+{
+	u32 shared = !!(note & IN_FLIGHT_WIDE);
+
+	if ((unsigned long)ret >= -4095UL)
+		tell_change(CHANGE_NOTHING, task, shared);
+	else if ((note & IN_FLIGHT_SHED) || (task->thread_info.status & TS_COMPAT))
+		tell_change(CHANGE_UNCLEAR, task, shared);
+	else if (nr == 9) /* mmap */
+		tell_mapped(CHANGE_OBJECT, task, ret, 0, shared);
+	else if (nr == 10 || nr == 329) /* mprotect, pkey_mprotect */
+		tell_mapped(CHANGE_OBJECT, task, regs->di, regs->di + regs->si, shared);
+	else
+		tell_change(CHANGE_UNCLEAR, task, shared);
+}
+
 /* What ends is what was noted at the start: descriptors and registers may be others by now. */
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
@@ -452,8 +469,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		return 0;
 	note = *found;
 	end(thread, note);
+	task = bpf_get_current_task_btf();
+	if (note & IN_FLIGHT_IMAGE)
+		tell_call(task, regs, nr, note, ret);
 	if ((note & IN_FLIGHT_MAPPING) && (unsigned long)ret < -4095UL) {
-		task = bpf_get_current_task_btf();
 		tell(EVENT_EXEC_MAPPING, thread >> 32, task->group_leader->start_boottime, 0);
 	}
 	return 0;

@@ -21,7 +21,7 @@ typedef _Bool bool;
 
 /* x86-64 names. A 32-bit call uses bx, cx, dx, si, di, bp for its arguments, a 64-bit call di, si, dx, r10, r8, r9. */
 struct pt_regs {
-	unsigned long r10, bx, cx, dx, si, di, orig_ax;
+	unsigned long r10, bx, cx, dx, si, di, orig_ax, ip;
 };
 
 struct thread_info {
@@ -44,11 +44,15 @@ struct files_struct {
 
 struct mm_struct {
 	struct atomic mm_users;
+	unsigned long start_code;
 };
+
+struct file;
 
 struct vm_area_struct {
 	unsigned long vm_end;
 	unsigned long vm_flags;
+	struct file *vm_file;
 };
 
 struct signal_struct {
@@ -71,9 +75,24 @@ struct task_struct {
 	struct signal_struct *signal;
 };
 
+struct super_block {
+	u32 s_dev;
+	unsigned long s_magic;
+};
+
 struct inode {
 	u16 i_mode;
 	unsigned long i_ino;
+	struct super_block *i_sb;
+	s64 i_size;
+};
+
+/* Since 6.11. Since 6.13 the highest bit of i_ctime_nsec says that somebody has asked for the time (I_CTIME_QUERIED). */
+struct inode___with_seconds {
+	s64 i_mtime_sec;
+	s64 i_ctime_sec;
+	u32 i_mtime_nsec;
+	u32 i_ctime_nsec;
 };
 
 struct file {

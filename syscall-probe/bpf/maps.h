@@ -18,8 +18,10 @@
 #define PORTS 65536
 #define FILE_SLOTS 131072
 #define SOCKETS 131072
+#define WRITTEN_SOCKETS 65536
 #define IN_FLIGHT_THREADS 65536
 #define EVENT_BYTES (1 << 20)
+#define CHANGE_BYTES (1 << 21)
 
 /* Index: tgid (in the initial pid namespace) modulo PROCESS_SLOTS. */
 struct process_slot {
@@ -48,10 +50,12 @@ struct wide {
 	u64 file_epoch;	  /* moves with the generation of any watched file slot */
 	u64 lost_events;  /* events for which the ring had no room */
 	u64 raw_sockets;  /* SOCK_RAW sockets created since the probe was loaded; answers about senders depend on it */
+	u64 lost_writers; /* writers for which `writers` had no room */
+	u64 lost_changes; /* changes for which the ring had no room */
 	s32 in_flight;	  /* calls in flight that may change any process */
 	u32 padding;
 };
-_Static_assert(sizeof(struct wide) == 40, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct wide) == 56, "mirrored in src/layout.rs");
 
 /* Key: socket cookie. */
 struct created_socket {
@@ -60,8 +64,9 @@ struct created_socket {
 	u64 creator_start; /* start_boottime of the thread group leader, ns */
 	u64 process_generation;
 	u64 wide_generation;
+	u64 wrote; /* exec_generation of its maker plus one, when that first wrote into it (TCP only); 0: never */
 };
-_Static_assert(sizeof(struct created_socket) == 32, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct created_socket) == 40, "mirrored in src/layout.rs");
 #define CREATED_RAW 1u
 #define CREATED_SHARED_TABLE 2u
 
@@ -78,7 +83,21 @@ struct connection {
 	u32 version;	 /* of IP: 4 or 6 */
 	u64 writer;	 /* 1 while somebody writes */
 };
-_Static_assert(sizeof(struct connection) == 104, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct connection) == 112, "mirrored in src/layout.rs");
+
+/* Processes that wrote into a TCP socket which they had not made, or whose maker is not known. Key: the socket's cookie. */
+#define WRITERS 3
+struct writers {
+	u32 count; /* more than WRITERS: the others are not known */
+	u32 padding;
+	struct writer {
+		u32 tgid;
+		u32 padding;
+		u64 start; /* start_boottime of the thread group leader, ns */
+		u64 wrote; /* its exec_generation plus one when it first wrote */
+	} writers[WRITERS];
+};
+_Static_assert(sizeof(struct writers) == 80, "mirrored in src/layout.rs");
 
 /* Who was running when a packet was queued. Index: number of the queue modulo SENDER_QUEUES, times SENDER_SLOTS, plus the
    packet's id modulo SENDER_SLOTS, which is more than a queue may hold. */
@@ -105,6 +124,39 @@ struct event {
 	u32 padding;
 };
 _Static_assert(sizeof(struct event) == 24, "mirrored in src/layout.rs");
+
+/* A mapped file, as it was when it was mapped. Times in nanoseconds. */
+struct object {
+	u64 inode;
+	u64 size;
+	u64 mtime;
+	u64 ctime;
+	u32 device;	     /* as the kernel writes it: 12 bits, 20 bits */
+	u32 file_generation; /* of its slot, read before the rest */
+	u64 magic;	     /* of its file system */
+};
+
+/* What became of what a process is made of. Who reads all of them knows what it was made of when it has ended. */
+enum change_kind {
+	CHANGE_PROGRAM = 1, /* it runs the object, and is made of nothing else */
+	CHANGE_OBJECT = 2,  /* the object too */
+	CHANGE_NOTHING = 3, /* only its generation moved */
+	CHANGE_UNCLEAR = 4, /* it is made of something else */
+	CHANGE_FORK = 5,    /* it begins, made of what another is made of */
+	CHANGE_END = 6,	    /* it has ended */
+};
+
+struct change {
+	u32 kind;
+	u32 tgid;
+	u64 start;	      /* start_boottime of the thread group leader, ns */
+	u64 image_generation; /* after it */
+	u64 parent_start;     /* fork */
+	u32 parent;	      /* fork: tgid */
+	u32 shared;	      /* others may have the same address space, and the same change */
+	struct object object;
+};
+_Static_assert(sizeof(struct change) == 88, "mirrored in src/layout.rs");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -163,6 +215,15 @@ struct {
 	__type(value, struct created_socket);
 } sockets SEC(".maps");
 
+/* Must not forget, so it can be full: see `lost_writers`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, WRITTEN_SOCKETS);
+	__type(key, u64);
+	__type(value, struct writers);
+} writers SEC(".maps");
+
 /* Key: pid_tgid of a thread in a watched call. Value: IN_FLIGHT_* and the slot that was counted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -175,6 +236,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, EVENT_BYTES);
 } events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, CHANGE_BYTES);
+} image_changes SEC(".maps");
 
 /* A locked add is a full barrier on x86: what the kernel did before the hook is visible to whoever sees the new
    value. */

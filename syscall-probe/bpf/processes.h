@@ -10,7 +10,8 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 {
 	struct process_slot *slot = process_slot(task->tgid);
-	u64 thread = bpf_get_current_pid_tgid();
+	u64 former = (u64)task->tgid << 32 | (u32)former_pid;
+	u32 *note = bpf_map_lookup_elem(&in_flight_threads, &former);
 
 	/* The mark comes before the generation: who sees the new generation sees the mark too. Whatever the former
 	   program made carries a generation below it. */
@@ -19,14 +20,11 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 		move(&slot->generation);
 	}
 	move_image(task->tgid);
-	/* A thread that was not the leader got the leader's id: nothing will find its call by its end. */
-	if (former_pid != (int)(u32)thread) {
-		u64 former = thread >> 32 << 32 | (u32)former_pid;
-		u32 *note = bpf_map_lookup_elem(&in_flight_threads, &former);
-
-		if (note)
-			end(former, *note);
-	}
+	/* Here ends what the call changes. And a thread that was not the leader has got the leader's id: nothing would find
+	   its call by its end. */
+	if (note)
+		end(former, *note);
+	tell_program(task);
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }
@@ -47,6 +45,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		move_process(child->tgid);
 	}
 	move_image(child->tgid);
+	tell_fork(parent, child);
 	tell(EVENT_FORK, parent->tgid, parent->group_leader->start_boottime, child->tgid);
 	return 0;
 }
@@ -66,6 +65,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (task->signal->live.counter > 0)
 		return 0;
 	move_process(task->tgid);
+	tell_change(CHANGE_END, task, 0);
 	tell(EVENT_EXIT, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }

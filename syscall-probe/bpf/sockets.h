@@ -130,8 +130,68 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_tcp_state, struct sock *sk, int oldstate, int newstate)
 {
 	struct inet_sock *inet = (struct inet_sock *)sk;
+	u64 cookie;
 
 	if (newstate == TCP_CLOSE || newstate == TCP_LISTEN)
 		move_port(bpf_ntohs(BPF_CORE_READ(inet, inet_sport)));
+	/* Nothing leaves it any more. */
+	if (newstate == TCP_CLOSE && (cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter)))
+		bpf_map_delete_elem(&writers, &cookie);
+	return 0;
+}
+
+static __always_inline void note_writer(u64 cookie, u32 tgid, u64 start, u64 wrote)
+{
+	struct writers *known = bpf_map_lookup_elem(&writers, &cookie);
+	struct writers first = {};
+	struct wide *all;
+
+	if (!known) {
+		first.count = 1;
+		first.writers[0].tgid = tgid;
+		first.writers[0].start = start;
+		first.writers[0].wrote = wrote;
+		if (bpf_map_update_elem(&writers, &cookie, &first, BPF_ANY) && (all = wide_slot()))
+			__sync_fetch_and_add(&all->lost_writers, 1);
+		return;
+	}
+	for (u32 i = 0; i < WRITERS && i < known->count; i++)
+		if (known->writers[i].tgid == tgid && known->writers[i].start == start)
+			return;
+	if (known->count < WRITERS) {
+		u32 at = known->count & 3;
+
+		if (at < WRITERS) {
+			known->writers[at].tgid = tgid;
+			known->writers[at].start = start;
+			known->writers[at].wrote = wrote;
+		}
+	}
+	if (known->count <= WRITERS)
+		__sync_fetch_and_add(&known->count, 1);
+}
+
+/* Before data is queued in a TCP socket, which may send them long after: when the peer opens its window, or to repeat
+   them. Who wrote may hold the socket no more by then, or be another program. The socket is locked: one writer at a
+   time. */
+SEC("tp_btf/tcp_sendmsg_locked")
+int BPF_PROG(on_tcp_write, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	u64 cookie = bpf_get_socket_cookie(sk), start, wrote;
+	u32 tgid = task->tgid;
+	struct process_slot *slot = process_slot(tgid);
+	struct created_socket *made;
+
+	/* The kernel's own connections have no cookie or no process. */
+	if (!cookie || !slot || !task->mm)
+		return 0;
+	start = task->group_leader->start_boottime;
+	wrote = *(volatile u64 *)&slot->exec_generation + 1;
+	made = bpf_map_lookup_elem(&sockets, &cookie);
+	if (!made || made->creator != tgid || made->creator_start != start)
+		note_writer(cookie, tgid, start, wrote);
+	else if (!made->wrote)
+		made->wrote = wrote;
 	return 0;
 }

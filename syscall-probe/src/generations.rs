@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 
 use crate::Hook;
 use crate::layout::{
-    Connection, ConnectionSlot, FILE_SLOTS, FileSlot, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES, SENDER_SLOTS, Sender,
-    SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
+    Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES,
+    SENDER_SLOTS, Sender, SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
 };
 use crate::sys::SharedArray;
 
@@ -223,6 +223,21 @@ impl Generations {
     /// Events that were lost because nobody took them in time. [`Generations::wide`] moved for each.
     pub fn lost_events(&self) -> u64 {
         self.wide_slot().lost_events.load(Ordering::Acquire)
+    }
+
+    /// Writers into TCP sockets that could not be noted: [`crate::SocketTable::writers`] may not know all.
+    pub fn lost_writers(&self) -> u64 {
+        self.wide_slot().lost_writers.load(Ordering::Acquire)
+    }
+
+    /// Changes of what processes are made of that were lost because nobody took them in time.
+    pub fn lost_changes(&self) -> u64 {
+        self.wide_slot().lost_changes.load(Ordering::Acquire)
+    }
+
+    /// The watch of a file that the kernel told of, and its generation then.
+    pub fn watch_mapped(&self, file: &MappedFile) -> (FileWatch, u32) {
+        (self.watch_file(file.inode), file.generation)
     }
 
     /// Raw sockets made since the probe was loaded. An answer to who may have sent a packet depends on it.

@@ -22,6 +22,8 @@ pub enum Hook {
     TcpState,
     /// A TCP socket has got a port and is about to connect.
     TcpConnect,
+    /// Data are written into a TCP socket.
+    TcpWrite,
     /// A socket is made.
     SockCreate,
     /// A socket's last descriptor is closed.
@@ -58,7 +60,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 14] = [
+    pub const ALL: [Hook; 15] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -67,6 +69,7 @@ impl Hook {
         Hook::Fork,
         Hook::TcpState,
         Hook::TcpConnect,
+        Hook::TcpWrite,
         Hook::SockCreate,
         Hook::SockRelease,
         Hook::Bind,
@@ -86,6 +89,7 @@ impl Hook {
             Hook::Exit => "exit",
             Hook::TcpState => "tcp-state",
             Hook::TcpConnect => "tcp-connect",
+            Hook::TcpWrite => "tcp-write",
             Hook::SockCreate => "sock-create",
             Hook::SockRelease => "sock-release",
             Hook::Bind => "bind",
@@ -106,6 +110,7 @@ impl Hook {
             Hook::Exit => &["on_exit"],
             Hook::TcpState => &["on_tcp_state"],
             Hook::TcpConnect => &["on_socket_op"],
+            Hook::TcpWrite => &["on_tcp_write"],
             Hook::SockCreate => &["on_sock_create"],
             Hook::SockRelease => &["on_sock_release"],
             Hook::Bind => &["on_post_bind4", "on_post_bind6"],
@@ -125,6 +130,7 @@ impl Hook {
             Hook::Exit => Place::Tracepoint("sched_process_exit"),
             Hook::TcpState => Place::Tracepoint("inet_sock_set_state"),
             Hook::TcpConnect => Place::TcpCallbacks,
+            Hook::TcpWrite => Place::Tracepoint("tcp_sendmsg_locked"),
             Hook::SockCreate | Hook::SockRelease | Hook::Bind => Place::CgroupSocket,
             Hook::InodeDirty => Place::Tracepoint("writeback_mark_inode_dirty"),
             Hook::Sockets => Place::Iterator("task_file"),

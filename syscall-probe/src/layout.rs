@@ -44,6 +44,8 @@ pub(crate) struct Wide {
     pub(crate) file_epoch: AtomicU64,
     pub(crate) lost_events: AtomicU64,
     pub(crate) raw_sockets: AtomicU64,
+    pub(crate) lost_writers: AtomicU64,
+    pub(crate) lost_changes: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     padding: AtomicU32,
 }
@@ -77,18 +79,24 @@ pub(crate) struct ConnectionSlot {
 }
 
 /// Words of the fields of a `struct connection`.
-pub(crate) const CONNECTION_FIELDS: usize = 11;
+pub(crate) const CONNECTION_FIELDS: usize = 12;
 
-const _: () = assert!(size_of::<ConnectionSlot>() == 104);
+const _: () = assert!(size_of::<ConnectionSlot>() == 112);
 const _: () = assert!(size_of::<ProcessSlot>() == 48);
 const _: () = assert!(size_of::<FileSlot>() == 8);
-const _: () = assert!(size_of::<Wide>() == 40);
+const _: () = assert!(size_of::<Wide>() == 56);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
-pub(crate) const CREATED_SOCKET: usize = 32;
+pub(crate) const CREATED_SOCKET: usize = 40;
+/// Length of `struct writers`.
+pub(crate) const WRITERS: usize = 80;
+/// How many of them it has room for.
+const WRITERS_ROOM: usize = 3;
 /// Length of `struct event`.
 pub(crate) const EVENT: usize = 24;
+/// Length of `struct change`.
+pub(crate) const CHANGE: usize = 88;
 /// Length of `struct socket_record`.
 pub(crate) const SOCKET_RECORD: usize = 88;
 
@@ -110,6 +118,28 @@ pub struct Creator {
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
+    /// [`crate::Generations::exec`] of the maker when it first wrote into the socket, if it did (TCP only).
+    pub wrote: Option<u64>,
+}
+
+/// A process that wrote into a TCP socket which it had not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// [`crate::Generations::exec`] of the process when it first wrote.
+    pub wrote: u64,
+}
+
+/// The processes that wrote into a TCP socket without having made it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Writers {
+    /// Those that are known.
+    pub known: Vec<Writer>,
+    /// There were more.
+    pub more: bool,
 }
 
 /// Who was running when a packet was queued.
@@ -218,6 +248,62 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+/// A mapped file, as it was when it was mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedFile {
+    /// Number of its device, as `stat(2)` of most file systems shows it.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+    /// Its length, bytes.
+    pub size: u64,
+    /// When its content changed last, nanoseconds since 1970.
+    pub mtime: i64,
+    /// When anything about it changed last, nanoseconds since 1970.
+    pub ctime: i64,
+    /// [`crate::Generations::file`] of its slot, read before the rest.
+    pub generation: u32,
+    /// Type of its file system, as in `statfs(2)`.
+    pub magic: u64,
+}
+
+/// How what a process is made of changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It runs this program, and is made of nothing else so far.
+    Program(MappedFile),
+    /// It has this file mapped executable too.
+    Object(MappedFile),
+    /// Only its generation moved.
+    Nothing,
+    /// It is made of something else than before.
+    Unclear,
+    /// It begins, made of what its parent is made of.
+    Fork {
+        /// Process id of the parent.
+        parent: u32,
+        /// Start of the parent, as [`Change::start`].
+        parent_start: u64,
+    },
+    /// It has ended. May be told twice.
+    End,
+}
+
+/// A change of what a process is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// [`crate::Generations::image`] after it.
+    pub generation: u64,
+    /// Others may have the same address space, and with it the same change.
+    pub shared: bool,
+    /// What changed.
+    pub kind: ChangeKind,
+}
+
 /// A record that this version does not understand; it comes from an object file that is not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -232,6 +318,9 @@ pub enum DecodeError {
     /// The event is of no known kind.
     #[error("an event of the unknown kind {0}")]
     EventKind(u32),
+    /// The change is of no known kind.
+    #[error("a change of the unknown kind {0}")]
+    ChangeKind(u32),
     /// The socket is of a family that the iterator leaves out.
     #[error("a socket of the address family {0}, which is neither IPv4 nor IPv6")]
     Family(u16),
@@ -275,7 +364,39 @@ impl Creator {
             shared_table: flags & CREATED_SHARED_TABLE != 0,
             process_generation: u64_at(record, 16),
             wide_generation: u64_at(record, 24),
+            wrote: u64_at(record, 32).checked_sub(1),
         }
+    }
+}
+
+impl Creator {
+    pub(crate) fn encode(&self) -> [u8; CREATED_SOCKET] {
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(self.raw, CREATED_RAW) | flag(self.shared_table, CREATED_SHARED_TABLE);
+        let wrote = self.wrote.map_or(0, |wrote| wrote + 1);
+        let words = [self.start, self.process_generation, self.wide_generation, wrote];
+        let mut record = [0; CREATED_SOCKET];
+        record[..4].copy_from_slice(&self.tgid.to_ne_bytes());
+        record[4..8].copy_from_slice(&flags.to_ne_bytes());
+        for (bytes, word) in record[8..].chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        record
+    }
+}
+
+impl Writers {
+    pub(crate) fn decode(record: &[u8; WRITERS]) -> Writers {
+        let count = u32_at(record, 0) as usize;
+        let writer = |index: usize| {
+            let at = 8 + index * 24;
+            Writer {
+                tgid: u32_at(record, at),
+                start: u64_at(record, at + 8),
+                wrote: u64_at(record, at + 16).wrapping_sub(1),
+            }
+        };
+        Writers { known: (0..count.min(WRITERS_ROOM)).map(writer).collect(), more: count > WRITERS_ROOM }
     }
 }
 
@@ -287,7 +408,7 @@ impl Connection {
             bytes.copy_from_slice(&field.to_ne_bytes());
         }
         let maker = Creator::decode(&bytes(&record, 16));
-        let family = match u32_at(&record, 84) {
+        let family = match u32_at(&record, 92) {
             4 => libc::AF_INET,
             6 => libc::AF_INET6,
             _ => return None,
@@ -297,9 +418,9 @@ impl Connection {
             netns_cookie: u64_at(&record, 0),
             cookie: u64_at(&record, 8),
             maker: (maker.tgid != 0).then_some(maker),
-            local: address(family, bytes(&record, 48)).ok()?,
-            remote: address(family, bytes(&record, 64)).ok()?,
-            remote_port: u32_at(&record, 80) as u16,
+            local: address(family, bytes(&record, 56)).ok()?,
+            remote: address(family, bytes(&record, 72)).ok()?,
+            remote_port: u32_at(&record, 88) as u16,
         })
     }
 }
@@ -315,6 +436,39 @@ impl Event {
             unknown => return Err(DecodeError::EventKind(unknown)),
         };
         Ok(Event { tgid: u32_at(record, 4), start: u64_at(record, 8), kind })
+    }
+}
+
+impl Change {
+    pub(crate) fn decode(record: &[u8]) -> Result<Change, DecodeError> {
+        let record: &[u8; CHANGE] = exact(record)?;
+        let device = u32_at(record, 72);
+        let file = MappedFile {
+            // `MKDEV` of the kernel's include/linux/kdev_t.h.
+            device: libc::makedev(device >> 20, device & 0xf_ffff),
+            inode: u64_at(record, 40),
+            size: u64_at(record, 48),
+            mtime: u64_at(record, 56).cast_signed(),
+            ctime: u64_at(record, 64).cast_signed(),
+            generation: u32_at(record, 76),
+            magic: u64_at(record, 80),
+        };
+        let kind = match u32_at(record, 0) {
+            1 => ChangeKind::Program(file),
+            2 => ChangeKind::Object(file),
+            3 => ChangeKind::Nothing,
+            4 => ChangeKind::Unclear,
+            5 => ChangeKind::Fork { parent: u32_at(record, 32), parent_start: u64_at(record, 24) },
+            6 => ChangeKind::End,
+            unknown => return Err(DecodeError::ChangeKind(unknown)),
+        };
+        Ok(Change {
+            tgid: u32_at(record, 4),
+            start: u64_at(record, 8),
+            generation: u64_at(record, 16),
+            shared: u32_at(record, 36) != 0,
+            kind,
+        })
     }
 }
 
@@ -410,6 +564,50 @@ mod tests {
     }
 
     #[test]
+    fn changes_of_every_kind() {
+        let mut record = [0; CHANGE];
+        put(&mut record, 4, &4711_u32.to_ne_bytes());
+        put(&mut record, 8, &1_u64.to_ne_bytes());
+        put(&mut record, 16, &2_u64.to_ne_bytes());
+        put(&mut record, 24, &3_u64.to_ne_bytes());
+        put(&mut record, 32, &4_u32.to_ne_bytes());
+        for (offset, value) in [(40, 5_u64), (48, 6), (56, 7), (64, u64::MAX), (80, 0xef53)] {
+            put(&mut record, offset, &value.to_ne_bytes());
+        }
+        put(&mut record, 72, &(8_u32 << 20 | 300).to_ne_bytes());
+        put(&mut record, 76, &9_u32.to_ne_bytes());
+        let file = MappedFile {
+            device: libc::makedev(8, 300),
+            inode: 5,
+            size: 6,
+            mtime: 7,
+            ctime: -1,
+            generation: 9,
+            magic: 0xef53,
+        };
+        let kinds = [
+            ChangeKind::Program(file),
+            ChangeKind::Object(file),
+            ChangeKind::Nothing,
+            ChangeKind::Unclear,
+            ChangeKind::Fork { parent: 4, parent_start: 3 },
+            ChangeKind::End,
+        ];
+        for (number, kind) in (1_u32..).zip(kinds) {
+            put(&mut record, 0, &number.to_ne_bytes());
+            let expected = Change { tgid: 4711, start: 1, generation: 2, shared: false, kind };
+            assert_eq!(Change::decode(&record), Ok(expected));
+        }
+        put(&mut record, 36, &1_u32.to_ne_bytes());
+        assert!(Change::decode(&record).is_ok_and(|change| change.shared));
+        for unknown in [0_u32, 7, u32::MAX] {
+            put(&mut record, 0, &unknown.to_ne_bytes());
+            assert_eq!(Change::decode(&record), Err(DecodeError::ChangeKind(unknown)));
+        }
+        assert_eq!(Change::decode(&record[1..]), Err(DecodeError::Length { found: CHANGE - 1, expected: CHANGE }));
+    }
+
+    #[test]
     fn records_of_another_length_are_errors() {
         for length in [0, 1, EVENT - 1, EVENT + 1] {
             assert_eq!(Event::decode(&vec![1; length]), Err(DecodeError::Length { found: length, expected: EVENT }));
@@ -465,10 +663,10 @@ mod tests {
         let mut record = [0; CONNECTION_FIELDS * 8];
         put(&mut record, 0, &1_u64.to_ne_bytes());
         put(&mut record, 8, &2_u64.to_ne_bytes());
-        put(&mut record, 48, &[192, 0, 2, 1]);
-        put(&mut record, 64, &[192, 0, 2, 2, 0xff]);
-        put(&mut record, 80, &443_u32.to_ne_bytes());
-        put(&mut record, 84, &4_u32.to_ne_bytes());
+        put(&mut record, 56, &[192, 0, 2, 1]);
+        put(&mut record, 72, &[192, 0, 2, 2, 0xff]);
+        put(&mut record, 88, &443_u32.to_ne_bytes());
+        put(&mut record, 92, &4_u32.to_ne_bytes());
         let words = |record: &[u8]| -> [u64; CONNECTION_FIELDS] {
             let mut words =
                 record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
@@ -485,11 +683,11 @@ mod tests {
         };
         assert_eq!(Connection::decode(7, &words(&record)), Some(expected));
         put(&mut record, 16, &4711_u32.to_ne_bytes());
-        put(&mut record, 84, &6_u32.to_ne_bytes());
+        put(&mut record, 92, &6_u32.to_ne_bytes());
         let found = Connection::decode(7, &words(&record)).expect("a good record");
         assert_eq!(found.maker.map(|maker| maker.tgid), Some(4711));
         assert_eq!(found.local, IpAddr::from([0xc000, 0x0201, 0, 0, 0, 0, 0, 0]));
-        put(&mut record, 84, &5_u32.to_ne_bytes());
+        put(&mut record, 92, &5_u32.to_ne_bytes());
         assert_eq!(Connection::decode(7, &words(&record)), None);
     }
 
@@ -501,8 +699,36 @@ mod tests {
         put(&mut record, 8, &1_u64.to_ne_bytes());
         put(&mut record, 16, &2_u64.to_ne_bytes());
         put(&mut record, 24, &3_u64.to_ne_bytes());
-        let expected =
-            Creator { tgid: 4711, start: 1, raw: true, shared_table: true, process_generation: 2, wide_generation: 3 };
+        let (process_generation, wide_generation) = (2, 3);
+        let mut expected = Creator {
+            tgid: 4711,
+            start: 1,
+            raw: true,
+            shared_table: true,
+            process_generation,
+            wide_generation,
+            wrote: None,
+        };
         assert_eq!(Creator::decode(&record), expected);
+        put(&mut record, 32, &1_u64.to_ne_bytes());
+        expected.wrote = Some(0);
+        assert_eq!(Creator::decode(&record), expected);
+        assert_eq!(expected.encode(), record);
+    }
+
+    #[test]
+    fn writers() {
+        let mut record = [0; WRITERS];
+        assert_eq!(Writers::decode(&record), Writers::default());
+        put(&mut record, 0, &2_u32.to_ne_bytes());
+        put(&mut record, 32, &4711_u32.to_ne_bytes());
+        put(&mut record, 40, &1_u64.to_ne_bytes());
+        put(&mut record, 48, &3_u64.to_ne_bytes());
+        let found = Writers::decode(&record);
+        assert_eq!((found.known.len(), found.more), (2, false));
+        assert_eq!(found.known[1], Writer { tgid: 4711, start: 1, wrote: 2 });
+        put(&mut record, 0, &u32::MAX.to_ne_bytes());
+        let found = Writers::decode(&record);
+        assert_eq!((found.known.len(), found.more), (3, true));
     }
 }

@@ -38,10 +38,13 @@ mod sockets;
 mod sys;
 
 pub use error::LoadError;
-pub use events::Events;
+pub use events::{Changes, Events};
 pub use generations::{Exact, FileWatch, Generation, Generations};
 pub use holders::Holders;
 pub use hook::{Hook, UnknownHook};
-pub use layout::{Connection, Creator, DecodeError, Event, EventKind, Sender, SocketRecord};
+pub use layout::{
+    Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, MappedFile, Sender, SocketRecord, Writer,
+    Writers,
+};
 pub use probe::{Options, Probe};
 pub use sockets::{LookupError, SocketTable};

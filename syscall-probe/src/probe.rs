@@ -7,18 +7,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aya::maps::{HashMap, Map, MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::links::CgroupAttachMode;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 
 use crate::error::describe;
-use crate::events::Events;
+use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, read_some};
 use crate::hook::Place;
-use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS};
-use crate::sockets::{CreatedSockets, SocketTable};
+use crate::layout::{CREATED_SOCKET, Creator, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
+use crate::sockets::{SocketTable, sole_holders};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
 use crate::{Hook, LoadError, cgroup};
 
@@ -40,9 +40,10 @@ pub struct Options {
 /// nothing is pinned.
 pub struct Probe {
     shared: Arc<Shared>,
-    sockets: Arc<CreatedSockets>,
+    sockets: SocketTable,
     holders: Option<Holders>,
     events: Option<Events>,
+    changes: Option<Changes>,
     missing: Vec<(Hook, String)>,
     /// Owns the programs and their links.
     programs: Ebpf,
@@ -77,23 +78,24 @@ impl Probe {
         let files = shared_array(&programs, "file_slots", FILE_SLOTS, Access::ReadWrite)?;
         let wide = shared_array(&programs, "wide", 1, Access::Read)?;
         check_layout(&programs, "sockets", CREATED_SOCKET, None)?;
+        check_layout(&programs, "writers", WRITERS, None)?;
         check_layout(&programs, "events", 0, None)?;
+        check_layout(&programs, "image_changes", 0, None)?;
         let missing = attach_all(&mut programs, &types, &options.without)?;
         // Not earlier: the programs refer to the maps by descriptor until they are loaded.
-        let sockets = created_sockets(&mut programs)?;
-        let events = events(&mut programs)?;
+        let events = Events::new(ring(&mut programs, "events")?);
+        let changes = Changes::new(ring(&mut programs, "image_changes")?);
         let holders = holders(&programs, &missing);
         let exact = Exact::without(&missing);
         let shared =
             Shared { processes, ports, connections, senders, files, wide, exact, detached: AtomicBool::new(false) };
-        Ok(Probe {
-            shared: Arc::new(shared),
-            sockets: Arc::new(sockets),
-            holders,
-            events: Some(events),
-            missing,
-            programs,
-        })
+        let shared = Arc::new(shared);
+        let generations = Generations::new(Arc::clone(&shared));
+        let older = holders.as_ref().filter(|_| exact.processes).map(|holders| sole_holders(&generations, holders));
+        let older = older.and_then(Result::ok).unwrap_or_default();
+        let sockets = socket_table(&mut programs, &older)?;
+        let (events, changes) = (Some(events), Some(changes));
+        Ok(Probe { shared, sockets, holders, events, changes, missing, programs })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.
@@ -108,7 +110,7 @@ impl Probe {
 
     /// The makers of sockets. Stays empty without [`Hook::SockCreate`].
     pub fn sockets(&self) -> SocketTable {
-        SocketTable::new(Arc::clone(&self.sockets))
+        self.sockets.clone()
     }
 
     /// The lister of open sockets; `None` without [`Hook::Sockets`].
@@ -137,6 +139,12 @@ impl Probe {
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
     }
+
+    /// The account of what processes are made of; `None` when it was taken before, for there is one stream, or where a
+    /// hook that it needs is missing.
+    pub fn take_changes(&mut self) -> Option<Changes> {
+        self.changes.take().filter(|_| self.generations().exact().processes)
+    }
 }
 
 impl Drop for Probe {
@@ -161,7 +169,7 @@ fn check_layout<'a>(
 ) -> Result<&'a MapData, LoadError> {
     let unlike = |found: String| LoadError::MapLayout { name, found };
     let map = match programs.map(name) {
-        Some(Map::Array(map) | Map::LruHashMap(map) | Map::RingBuf(map)) => map,
+        Some(Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::RingBuf(map)) => map,
         Some(_) => return Err(unlike("it is of another type".to_owned())),
         None => return Err(unlike("it does not exist".to_owned())),
     };
@@ -185,15 +193,15 @@ fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     programs.take_map(name).ok_or(LoadError::MapLayout { name, found: "it does not exist".to_owned() })
 }
 
-fn created_sockets(programs: &mut Ebpf) -> Result<CreatedSockets, LoadError> {
-    HashMap::try_from(take_map(programs, "sockets")?)
+fn socket_table(programs: &mut Ebpf, older: &[(u64, Creator)]) -> Result<SocketTable, LoadError> {
+    let (sockets, writers) = (take_map(programs, "sockets")?, take_map(programs, "writers")?);
+    SocketTable::new(sockets, writers, older)
         .map_err(|error| LoadError::MapLayout { name: "sockets", found: error.to_string() })
 }
 
-fn events(programs: &mut Ebpf) -> Result<Events, LoadError> {
-    let ring = RingBuf::try_from(take_map(programs, "events")?)
-        .map_err(|error| LoadError::MapLayout { name: "events", found: error.to_string() })?;
-    Ok(Events::new(ring))
+fn ring(programs: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, LoadError> {
+    RingBuf::try_from(take_map(programs, name)?)
+        .map_err(|error| LoadError::MapLayout { name, found: error.to_string() })
 }
 
 fn holders(programs: &Ebpf, missing: &[(Hook, String)]) -> Option<Holders> {

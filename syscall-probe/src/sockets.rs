@@ -1,22 +1,29 @@
 //! Which process made a socket.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{collections, fmt, io};
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError};
 
-use crate::layout::{CREATED_SOCKET, Creator};
+use crate::layout::{CREATED_SOCKET, Creator, WRITERS, Writers};
+use crate::{Generation, Generations, Holders};
 
-pub(crate) type CreatedSockets = HashMap<MapData, u64, [u8; CREATED_SOCKET]>;
+type CreatedSockets = HashMap<MapData, u64, [u8; CREATED_SOCKET]>;
+type WrittenSockets = HashMap<MapData, u64, [u8; WRITERS]>;
 
 /// The makers of the sockets that were made since the probe was loaded, up to the 131,072 most recently made or looked
-/// up.
+/// up. A socket that had one holder when the probe was loaded counts as made by that then.
 ///
 /// For a socket that came out of `accept` that is the process which accepted it, if no other could have it by then; one
 /// that was accepted by io_uring is not in it.
 #[derive(Clone)]
 pub struct SocketTable {
-    sockets: Arc<CreatedSockets>,
+    maps: Arc<Maps>,
+}
+
+struct Maps {
+    sockets: CreatedSockets,
+    writers: WrittenSockets,
 }
 
 /// The kernel did not answer the look-up.
@@ -25,23 +32,79 @@ pub struct SocketTable {
 pub struct LookupError(#[source] Box<MapError>);
 
 impl SocketTable {
-    pub(crate) fn new(sockets: Arc<CreatedSockets>) -> SocketTable {
-        SocketTable { sockets }
+    /// `older`: sockets that were there before the kernel began to take note.
+    pub(crate) fn new(sockets: Map, writers: Map, older: &[(u64, Creator)]) -> Result<SocketTable, MapError> {
+        /// What the kernel has noted meanwhile stands.
+        const BPF_NOEXIST: u64 = 1;
+        let mut maps = Maps { sockets: HashMap::try_from(sockets)?, writers: HashMap::try_from(writers)? };
+        for (cookie, holder) in older {
+            // One that does not fit, or is there already, is looked for when it is needed.
+            let _ = maps.sockets.insert(cookie, holder.encode(), BPF_NOEXIST);
+        }
+        Ok(SocketTable { maps: Arc::new(maps) })
     }
 
-    /// Who made the socket with this cookie; `None` if it is older than the probe, was accepted, or has been forgotten.
+    /// Who made the socket with this cookie; `None` if it is older than the probe, had several holders then, or has been forgotten.
     /// One system call.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the look-up.
     pub fn creator(&self, cookie: u64) -> Result<Option<Creator>, LookupError> {
-        match self.sockets.get(&cookie, 0) {
+        match self.maps.sockets.get(&cookie, 0) {
             Ok(record) => Ok(Some(Creator::decode(&record))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(LookupError(Box::new(error))),
         }
     }
+
+    /// The processes that wrote into the TCP socket with this cookie since the probe was loaded, besides its maker. What
+    /// they wrote may leave long after they let go of the socket. One system call.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the look-up.
+    pub fn writers(&self, cookie: u64) -> Result<Writers, LookupError> {
+        match self.maps.writers.get(&cookie, 0) {
+            Ok(record) => Ok(Writers::decode(&record)),
+            Err(MapError::KeyNotFound) => Ok(Writers::default()),
+            Err(error) => Err(LookupError(Box::new(error))),
+        }
+    }
+}
+
+/// Sockets that certainly have one holder, as if that had just made them.
+///
+/// # Errors
+///
+/// When the kernel does not list sockets.
+pub(crate) fn sole_holders(generations: &Generations, holders: &Holders) -> io::Result<Vec<(u64, Creator)>> {
+    let mut records = Vec::new();
+    holders.all(&mut records)?;
+    let wide_generation = generations.wide();
+    let before: collections::HashMap<u32, Generation> =
+        records.iter().map(|record| (record.tgid, generations.process(record.tgid))).collect();
+    // Whoever passes a socket on after this moves; whoever got one before is seen by the second list.
+    records.clear();
+    holders.all(&mut records)?;
+    records.sort_unstable_by_key(|record| record.cookie);
+    let sole = records.chunk_by(|a, b| a.cookie == b.cookie).filter_map(|descriptors| {
+        let first = descriptors.first()?;
+        let generation = before.get(&first.tgid).filter(|generation| generation.settled)?;
+        let alone = descriptors.iter().all(|other| (other.tgid, other.start) == (first.tgid, first.start))
+            && first.file_refs == descriptors.len() as u64;
+        let maker = Creator {
+            tgid: first.tgid,
+            start: first.start,
+            raw: i32::from(first.kind) == libc::SOCK_RAW,
+            shared_table: first.shared_table,
+            process_generation: generation.value,
+            wide_generation,
+            wrote: None,
+        };
+        alone.then_some((first.cookie, maker))
+    });
+    Ok(sole.collect())
 }
 
 impl fmt::Debug for SocketTable {

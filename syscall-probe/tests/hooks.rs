@@ -335,6 +335,31 @@ fn tcp_moves_ports_at_listen_connect_and_close() {
 }
 
 #[test]
+fn writers_into_a_connection_are_known_until_it_ends() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let sockets = probe().sockets();
+    let listening = actor.number("tcp-listen l");
+    actor.act(&format!("tcp-connect c {listening}"));
+    actor.act("accept s l");
+    let cookie = actor.number("cookie c");
+    let maker = || sockets.creator(cookie).expect("a look-up").expect("a new socket");
+    let writers = || sockets.writers(cookie).expect("a look-up");
+    assert_eq!((maker().wrote, writers().known.len()), (None, 0));
+    actor.act("write c");
+    assert_eq!((maker().wrote, writers().known.len()), (Some(all.exec(actor.tgid())), 0));
+    for written in 1..=4 {
+        actor.act("write-by-child c");
+        assert_eq!((writers().known.len(), writers().more), (written.min(3), written > 3));
+    }
+    let known = writers().known;
+    assert!(known.iter().all(|writer| writer.tgid != actor.tgid() && writer.start > maker().start));
+    assert_eq!(all.lost_writers(), 0);
+    actor.act("close s");
+    actor.act("close c");
+    comes_true(|| writers().known.is_empty(), "a connection that has ended sends nothing");
+}
+
+#[test]
 fn a_raw_socket_moves_the_count_of_raw_sockets() {
     let (all, mut actor) = (generations(), Actor::start());
     moves(|| all.raw_sockets(), || drop(actor.act("raw r")));

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use syscall_probe::{Event, EventKind, Events, Exact, Hook, LoadError, Options, Probe};
+use syscall_probe::{Change, ChangeKind, Changes, Event, EventKind, Events, Exact, Hook, LoadError, Options, Probe};
 
 mod actor;
 use actor::Actor;
@@ -110,6 +110,99 @@ fn a_process_is_told_of_from_fork_to_exit() {
     actor.kill();
     let exit = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exit);
     assert_eq!(exit.start, start);
+}
+
+/// Takes changes of one process until one is as wanted, for ten seconds without any at most.
+#[track_caller]
+fn wait_for_change(changes: &mut Changes, tgid: u32, wanted: impl Fn(&Change) -> bool) -> Vec<Change> {
+    let mut taken = Vec::new();
+    loop {
+        while let Some(change) = changes.next() {
+            let change = change.expect("a known change");
+            if change.tgid == tgid {
+                taken.push(change);
+                if wanted(&change) {
+                    return taken;
+                }
+            }
+        }
+        let mut descriptors = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
+        assert_ne!(poll(&mut descriptors, PollTimeout::from(10_000_u16)), Ok(0), "no change came");
+    }
+}
+
+#[test]
+fn what_a_process_is_made_of_is_told_from_fork_to_exit() {
+    use std::os::unix::fs::MetadataExt;
+    let mut probe = load();
+    let (all, mut changes) = (probe.generations(), probe.take_changes().expect("not taken yet"));
+    assert!(probe.take_changes().is_none());
+    let mut actor = Actor::start();
+    let (tgid, parent) = (actor.tgid(), std::process::id());
+    let program = std::fs::metadata("/proc/self/exe").expect("this program");
+    // Of all mapped files, by their inodes.
+    let maps = std::fs::read_to_string(format!("/proc/{tgid}/maps")).expect("maps");
+    let mapped: HashSet<u64> = maps
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[1].contains('x') && fields[4] != "0")
+        .map(|fields| fields[4].parse().expect("an inode"))
+        .collect();
+    actor.act("map rx");
+    let taken = wait_for_change(&mut changes, tgid, |change| change.generation == all.image(tgid).value);
+    assert!(matches!(taken[0].kind, ChangeKind::Fork { parent: found, .. } if found == parent), "{taken:?}");
+    let is_program = |change: &&Change| matches!(change.kind, ChangeKind::Program(_));
+    let executed = taken.iter().find(is_program).expect("its exec");
+    let ChangeKind::Program(file) = executed.kind else { unreachable!() };
+    let times = (
+        program.mtime() * 1_000_000_000 + program.mtime_nsec(),
+        program.ctime() * 1_000_000_000 + program.ctime_nsec(),
+    );
+    assert_eq!((file.device, file.inode, file.size), (program.dev(), program.ino(), program.size()));
+    assert_eq!((file.mtime, file.ctime), times);
+    assert_eq!(file.generation, all.file(all.watch_mapped(&file).0));
+    let told: HashSet<u64> = taken
+        .iter()
+        .filter_map(|change| match change.kind {
+            ChangeKind::Program(file) | ChangeKind::Object(file) => Some(file.inode),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, mapped);
+    assert!(taken.iter().all(|change| change.kind != ChangeKind::Unclear), "{taken:?}");
+    assert_eq!(taken.last().map(|change| change.kind), Some(ChangeKind::Nothing), "memory without a file is no object");
+    actor.act("shed munmap");
+    wait_for_change(&mut changes, tgid, |change| change.kind == ChangeKind::Unclear);
+    actor.kill();
+    let taken = wait_for_change(&mut changes, tgid, |change| change.kind == ChangeKind::End);
+    assert_eq!(taken.last().map(|change| change.generation), Some(all.image(tgid).value));
+    assert_eq!(all.lost_changes(), 0);
+}
+
+#[test]
+fn sockets_older_than_the_probe_are_taken_over() {
+    let mut actor = Actor::start();
+    actor.act("udp u");
+    let cookie = actor.number("cookie u");
+    // Others' calls may make the moment a bad one.
+    let taken_over = (0..20).find_map(|_| {
+        let probe = load();
+        let creator = probe.sockets().creator(cookie).expect("a look-up")?;
+        Some((creator, probe.generations().process(actor.tgid()).value))
+    });
+    let (creator, now) = taken_over.expect("a socket with one holder");
+    assert_eq!((creator.tgid, creator.process_generation, creator.raw), (actor.tgid(), now, false));
+}
+
+#[test]
+fn changes_that_nobody_takes_are_counted() {
+    let probe = load();
+    let all = probe.generations();
+    let mut actor = Actor::start();
+    assert_eq!(all.lost_changes(), 0);
+    // Two changes each, of 96 bytes.
+    actor.act("mmap-many rx 20000");
+    assert!(all.lost_changes() > 0);
 }
 
 #[test]

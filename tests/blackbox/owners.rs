@@ -575,10 +575,10 @@ fn shared_connections(daemon: &[&str]) -> Result<()> {
             pair.world.wait_queues_empty(Ns::Local)?;
             ensure!(arrived.delta()? > 0, "{stance:?} {way}");
             good.step("send")?;
-            good.step("child send")?;
             pair.silent(&arrived)?;
             good.step("release")?;
-            // What was written meanwhile was kept by the kernel, which sends it again.
+            // What was written meanwhile was kept by the kernel, which sends it again. (Had the other written something, it
+            // would be an owner for ever: see `bypasses/hand_over.rs`.)
             good.step("recv").with_context(|| format!("{stance:?} {way}"))?;
             ensure!(arrived.delta()? > 0, "{stance:?} {way}");
         }

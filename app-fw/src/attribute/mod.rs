@@ -82,9 +82,22 @@ pub struct Holder {
     /// A generation at which it had the socket, or the one that this was accepted from, if it is known. Whatever came
     /// out of the socket is the work of programs it ran since.
     pub since: Option<u64>,
+    /// [`Generations::exec`] of the process when it first wrote into the connection, if it did: what was written waits in
+    /// the kernel as long as it takes.
+    pub wrote: Option<u64>,
 }
 
 impl Holder {
+    /// The maker of a socket, as it was then.
+    fn maker(maker: &Creator) -> Holder {
+        Holder {
+            process: Process::new(maker.tgid, maker.start),
+            generation: maker.process_generation,
+            since: Some(maker.process_generation),
+            wrote: maker.wrote,
+        }
+    }
+
     fn is_unmoved(&self, generations: &Generations) -> bool {
         generations.process(self.process.tgid) == Generation { value: self.generation, settled: true }
     }
@@ -188,7 +201,7 @@ impl Owners {
         both.undetermined = both.undetermined.filter(|_| !is_gone);
         if !is_known {
             let generation = generations.process(process.tgid).value;
-            both.holders.push(Holder { process, generation, since: None });
+            both.holders.push(Holder { process, generation, since: None, wrote: None });
         }
         Arc::new(both)
     }
@@ -295,8 +308,7 @@ impl Means<'_> {
             && self.generations.wide() == maker.wide_generation
             && !maker.shared_table
             && !maker.raw;
-        let since = Some(maker.process_generation);
-        alone.then(|| Holder { process: Process::new(maker.tgid, maker.start), generation: now.value, since })
+        alone.then(|| Holder::maker(&maker))
     }
 
     /// What is left of a connection says the last word for it, without data: whatever became of its holders since, they are
@@ -318,8 +330,7 @@ impl Means<'_> {
             return Some(Owners { stamp: None, ..previous.clone() });
         }
         let maker = self.sockets.creator(cookie).ok()??;
-        let process = Process::new(maker.tgid, maker.start);
-        let made = Holder { process, generation: maker.process_generation, since: Some(maker.process_generation) };
+        let made = Holder::maker(&maker);
         let alone = made.ended_at_most(self.generations)
             && self.generations.wide() == maker.wide_generation
             && !maker.shared_table

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
-use syscall_probe::{Generations, Holders, SocketRecord, SocketTable};
+use syscall_probe::{Generations, Holders, SocketRecord, SocketTable, Writers};
 
 use super::census::{Census, is_raw, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
@@ -56,7 +56,10 @@ impl Found {
         for holder in holders {
             match self.holders.iter_mut().find(|known| known.process == holder.process) {
                 // Of several sockets the one counts that was made first.
-                Some(known) => known.since = known.since.min(holder.since),
+                Some(known) => {
+                    known.since = known.since.min(holder.since);
+                    known.wrote = known.wrote.or(holder.wrote);
+                }
                 None => self.holders.push(holder),
             }
         }
@@ -98,6 +101,9 @@ impl Search {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
+        if endpoint.protocol == Protocol::TCP {
+            self.add_writers(&mut found);
+        }
         for holder in &mut found.holders {
             // A connection that was accepted comes from a socket of the same flow's earlier answer.
             let earlier = previous.into_iter().flat_map(|previous| &previous.holders);
@@ -134,9 +140,8 @@ impl Search {
         }
         // A handshake, or a connection that nobody has accepted yet: whoever listens may take it. Any other socket that
         // no file holds was closed, and those who held it are not known.
-        let maker = self.sockets.as_ref().and_then(|sockets| sockets.creator(socket.cookie).ok().flatten());
-        let unaccepted =
-            matches!(socket.state, state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT) && maker.is_none();
+        let unaccepted = matches!(socket.state, state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT)
+            && self.maker(socket.cookie).is_none();
         let mut listeners = Vec::new();
         if unaccepted || socket.state == state::LISTEN {
             let diag = diag_in(&mut self.diag, namespace)?;
@@ -254,13 +259,36 @@ impl Search {
         if let Some(holder) = means.sole_maker(socket.cookie) {
             return Some(vec![holder]);
         }
-        let maker = means.sockets.creator(socket.cookie).ok().flatten();
-        let mut likely: Vec<Process> = maker.map(|maker| Process::new(maker.tgid, maker.start)).into_iter().collect();
+        let mut likely: Vec<Process> = self.maker(socket.cookie).map(|maker| maker.process).into_iter().collect();
         likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
         likely.sort_unstable();
         likely.dedup();
         let accounted = self.accounted(socket.inode, socket.cookie, &likely)?;
         accounted.complete.then_some(accounted.holders)
+    }
+
+    /// Whoever wrote into a connection is an owner for the rest of it, holder or not. To be asked after the holders: who
+    /// let go of it before they were looked for has written before.
+    fn add_writers(&self, found: &mut Found) {
+        let Some(Means { sockets, generations }) = self.means() else { return };
+        let cookies = found.cookies.clone();
+        for cookie in cookies {
+            let writers = sockets.writers(cookie).unwrap_or_else(|_| Writers { known: Vec::new(), more: true });
+            let all_known = !writers.more && (generations.lost_writers() == 0 || self.is_soles(cookie));
+            if !all_known {
+                found.undetermined = found.undetermined.or(Some(Cause::HoldersGone));
+                found.fleeting = true;
+            }
+            found.add(writers.known.iter().map(|writer| Holder {
+                wrote: Some(writer.wrote),
+                ..self.holder(Process::new(writer.tgid, writer.start))
+            }));
+        }
+    }
+
+    /// Whether nobody but its maker ever had the socket.
+    fn is_soles(&self, cookie: u64) -> bool {
+        self.means().is_some_and(|means| means.sole_maker(cookie).is_some())
     }
 
     fn means(&self) -> Option<Means<'_>> {
@@ -288,8 +316,9 @@ impl Search {
             }
             if descriptors > before {
                 settled &= generation.settled;
-                let since = self.made_by(cookie, *process);
-                holders.push(Holder { process: *process, generation: generation.value, since });
+                let maker = self.maker(cookie).filter(|maker| maker.process == *process);
+                let (since, wrote) = maker.map_or((None, None), |maker| (maker.since, maker.wrote));
+                holders.push(Holder { process: *process, generation: generation.value, since, wrote });
             }
         }
         (!holders.is_empty()).then_some(Accounted { holders, complete: settled && references == descriptors })
@@ -315,8 +344,7 @@ impl Search {
         }
         if processes.is_empty() {
             // Held, but by no descriptor: under way in a message, or registered with an io_uring.
-            let maker = self.sockets.as_ref().and_then(|sockets| sockets.creator(cookie).ok().flatten());
-            processes.extend(maker.map(|maker| Process::new(maker.tgid, maker.start)));
+            processes.extend(self.maker(cookie).map(|maker| maker.process));
             // A maker that just ended closed it in between; else somebody unseen holds it.
             if processes.first().is_none_or(|maker| ProcDir::open(*maker).is_ok()) {
                 found.undetermined = Some(Cause::HoldersGone);
@@ -325,15 +353,14 @@ impl Search {
         found.add(processes.into_iter().map(|process| self.holder(process)));
     }
 
-    /// The generation at which a process made a socket, if it did.
-    fn made_by(&self, cookie: u64, process: Process) -> Option<u64> {
-        let maker = self.sockets.as_ref()?.creator(cookie).ok()??;
-        (Process::new(maker.tgid, maker.start) == process).then_some(maker.process_generation)
+    /// The process that made a socket, if that is known.
+    fn maker(&self, cookie: u64) -> Option<Holder> {
+        Some(Holder::maker(&self.sockets.as_ref()?.creator(cookie).ok()??))
     }
 
     fn holder(&self, process: Process) -> Holder {
         let generation = self.generations.as_ref().map_or(0, |generations| generations.process(process.tgid).value);
-        Holder { process, generation, since: None }
+        Holder { process, generation, since: None, wrote: None }
     }
 
     /// All holders of all sockets of `records` that `wanted` wants. `None`: there is no such socket.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
@@ -72,13 +72,32 @@ const CHUNK: usize = 256 * 1024;
 
 /// All digests known. Shared by the threads that look for images; never touched on the packet path.
 pub struct Digests {
-    known: RwLock<HashMap<FileKey, Digest>>,
+    known: RwLock<HashMap<FileKey, Known>>,
     hashing: Mutex<HashSet<FileKey>>,
     hashed: Condvar,
     fresh: crossbeam_channel::Sender<(ObjectKey, Digest)>,
 }
 
-/// So many digests are kept in memory; some 100 bytes each. Beyond that all are forgotten and hashed again when needed.
+struct Known {
+    digest: Digest,
+    path: Path,
+}
+
+/// Under which path a file was mapped whenever somebody looked.
+#[derive(Clone, PartialEq)]
+enum Path {
+    Unseen,
+    Always(Arc<[u8]>),
+    Differs,
+}
+
+impl From<Digest> for Known {
+    fn from(digest: Digest) -> Known {
+        Known { digest, path: Path::Unseen }
+    }
+}
+
+/// So many digests are kept in memory; some 200 bytes each, with their paths. Beyond that all are forgotten and hashed again when needed.
 const MAX_KNOWN: usize = 1 << 18;
 
 impl Digests {
@@ -89,7 +108,7 @@ impl Digests {
         fresh: crossbeam_channel::Sender<(ObjectKey, Digest)>,
     ) -> Digests {
         Digests {
-            known: RwLock::new(known.into_iter().map(|(key, digest)| (key.into(), digest)).collect()),
+            known: RwLock::new(known.into_iter().map(|(key, digest)| (key.into(), digest.into())).collect()),
             hashing: Mutex::new(HashSet::new()),
             hashed: Condvar::new(),
             fresh,
@@ -108,7 +127,40 @@ impl Digests {
 
     /// The digest if it is known.
     pub fn get(&self, key: &FileKey) -> Option<Digest> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|known| known.digest)
+    }
+
+    /// Takes note of a digest that was found otherwise than by hashing this file: it is another name for one that was.
+    pub fn adopt(&self, key: FileKey, digest: Digest, path: &[u8]) {
+        if self.get(&key).is_none() {
+            self.remember(key, digest);
+        }
+        self.note_path(&key, path);
+    }
+
+    /// The path under which the file with a known digest was mapped whenever it was looked at. `None`: it never was, or
+    /// the paths differed.
+    pub fn path(&self, key: &FileKey) -> Option<Arc<[u8]>> {
+        match &self.known.read().unwrap_or_else(PoisonError::into_inner).get(key)?.path {
+            Path::Always(path) => Some(path.clone()),
+            Path::Unseen | Path::Differs => None,
+        }
+    }
+
+    /// Takes note of the path under which a file is mapped, if its digest is known.
+    pub fn note_path(&self, key: &FileKey, path: &[u8]) {
+        let is_news = |known: &Known| match &known.path {
+            Path::Unseen => true,
+            Path::Always(known) => **known != *path,
+            Path::Differs => false,
+        };
+        if !self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).is_some_and(is_news) {
+            return;
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(key).filter(|known| is_news(known)) {
+            known.path = if known.path == Path::Unseen { Path::Always(path.into()) } else { Path::Differs };
+        }
     }
 
     /// The digest of the file behind `file` (which may be opened with `O_PATH`), hashed if need be. If another thread is
@@ -144,7 +196,7 @@ impl Digests {
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(key, digest);
+        known.insert(key, digest.into());
         drop(known);
         // Numbers of devices without a disk are given again after a restart, to another file system perhaps. A full
         // channel: the digest is made again after a restart.
@@ -233,7 +285,7 @@ mod tests {
     use super::*;
     use std::fs::OpenOptions;
     use std::io::Write;
-    use std::path::Path;
+    use std::path;
     use std::sync::Arc;
 
     fn digests() -> (Digests, crossbeam_channel::Receiver<(ObjectKey, Digest)>) {
@@ -242,7 +294,7 @@ mod tests {
         (Digests::new([], fresh), kept)
     }
 
-    fn look(path: &Path) -> (FileKey, OwnedFd) {
+    fn look(path: &path::Path) -> (FileKey, OwnedFd) {
         let file = File::open(path).unwrap();
         (FileKey::new(&facts(&file).unwrap()), file.into())
     }
@@ -268,6 +320,22 @@ mod tests {
         assert_ne!(changed, key);
         assert_eq!(digests.hash(&changed, &fd), lasting(b"abd"));
         assert_eq!(digests.len(), 2);
+    }
+
+    #[test]
+    fn a_path_is_known_as_long_as_there_is_one() {
+        let key = |ino| ObjectKey { dev: 1, ino, size: 1, mtime_ns: 1, ctime_ns: 1 };
+        let digests = Digests::new([(key(1), Digest([1; 32]))], crossbeam_channel::bounded(1).0);
+        let path = || digests.path(&key(1).into());
+        assert_eq!(path(), None);
+        digests.note_path(&key(1).into(), b"/a");
+        digests.note_path(&key(1).into(), b"/a");
+        assert_eq!(path().as_deref(), Some(&b"/a"[..]));
+        digests.note_path(&key(1).into(), b"/b");
+        digests.note_path(&key(1).into(), b"/a");
+        assert_eq!(path(), None);
+        digests.note_path(&key(2).into(), b"/a");
+        assert_eq!(digests.path(&key(2).into()), None, "its digest is not known");
     }
 
     #[test]
@@ -310,7 +378,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_an_error() {
         let (digests, _kept) = digests();
-        let (key, fd) = look(Path::new("/"));
+        let (key, fd) = look(path::Path::new("/"));
         assert_eq!(digests.hash(&key, &fd), Err(Cause::ObjectUnreadable));
     }
 }

@@ -1,10 +1,12 @@
 //! What a process is made of.
 //!
-//! An [`Image`] is read from /proc/PID/maps, /proc/PID/map_files and /proc/PID/exe: the mapped files themselves, whatever
-//! their paths say. Reading takes a fraction of a millisecond and hashing may take longer, so neither happens on the
+//! An [`Image`] is put together from what the kernel told of the process ([`chronicle`]), if the digests of all its files
+//! are known. Else it is read from /proc/PID/maps, /proc/PID/map_files and /proc/PID/exe: the mapped files themselves,
+//! whatever their paths say. Reading takes a fraction of a millisecond and hashing may take longer, so neither happens on the
 //! packet path (see [`crate::investigate`]). An image carries the generations it was read under; whoever uses it compares
 //! them first ([`Image::is_current`]).
 
+pub mod chronicle;
 pub mod digests;
 pub mod maps;
 pub mod process;
@@ -13,11 +15,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared::{Cause, Digest};
-use syscall_probe::{FileWatch, Generation, Generations};
+use syscall_probe::{FileWatch, Generation, Generations, MappedFile};
 
+pub use chronicle::Chronicle;
 pub use digests::{Digests, FileKey, Hashed};
 pub use process::{ProcDir, Process, TICK};
 
+use crate::store::ObjectKey;
 use crate::sys::files::FileFacts;
 use maps::{Executable, Mapping};
 
@@ -28,7 +32,7 @@ pub struct Object {
     pub key: FileKey,
     /// Its digest, or why it is not known.
     pub digest: Result<Digest, Cause>,
-    /// The path under which it is mapped; for people and for ordering.
+    /// The path under which it is mapped; for people and for ordering. Empty if it is not known.
     pub path: Vec<u8>,
 }
 
@@ -41,7 +45,7 @@ pub struct Image {
     pub objects: Vec<Object>,
     /// The objects' digests, those that are known.
     pub digests: Vec<Digest>,
-    /// The aggregate digest; `None` if some object's digest is not known.
+    /// The aggregate digest; `None` if some object's digest is not known, or its path.
     pub aggregate: Option<Digest>,
     /// The first object without a digest: why it has none.
     pub gap: Option<Cause>,
@@ -125,14 +129,28 @@ pub struct Reader<'a> {
     pub digests: &'a Digests,
     /// The generations, if the probe moves all that an image depends on.
     pub generations: Option<&'a Generations>,
+    /// What the kernel told of processes, if it does.
+    pub chronicle: Option<&'a Chronicle>,
 }
 
 impl Reader<'_> {
     /// Reads the image of `process`.
     ///
     /// # Errors
-    /// The process is gone, unreadable, or never stands still; or an object needs hashing and that is not allowed.
+    /// The process is gone and not remembered, unreadable, or never stands still; or an object needs hashing and that is
+    /// not allowed.
     pub fn read(&self, process: Process, hashing: Hashing) -> Result<Image, NoImage> {
+        let told = match self.told(process) {
+            Some(whole) if whole.aggregate.is_some() => return Ok(whole),
+            partly => partly,
+        };
+        match self.look(process, hashing) {
+            Err(NoImage::Because(Cause::ProcessGone)) => told.ok_or(Cause::ProcessGone.into()),
+            other => other,
+        }
+    }
+
+    fn look(&self, process: Process, hashing: Hashing) -> Result<Image, NoImage> {
         let dir = ProcDir::open(process)?;
         let mut before = None;
         for _ in 0..ATTEMPTS {
@@ -147,11 +165,59 @@ impl Reader<'_> {
             if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(&dir, &executable)? {
                 // The process may have ended, and its pid been given away, before the last look.
                 dir.start()?;
-                return Ok(finish(process, &dir, found, generation.filter(|_| unmoved)));
+                let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
+                let image = finish(process, program, found, generation.filter(|_| unmoved));
+                self.note_files_below(&image);
+                return Ok(image);
             }
             before = Some(executable.files);
         }
         Err(Cause::MapsChanging.into())
+    }
+
+    /// The image as the kernel told it.
+    fn told(&self, process: Process) -> Option<Image> {
+        let (generations, chronicle) = (self.generations?, self.chronicle?);
+        let (epoch, wide) = (generations.file_epoch(), generations.wide());
+        let account = chronicle.of(process)?;
+        let mut found = Found { objects: Vec::new(), lasting: true, files: Vec::new(), epoch, program: None };
+        for file in account.files.iter() {
+            let key = key_of(file);
+            let (watch, generation) = generations.watch_mapped(file);
+            // Its content since it was mapped is the one that its key names, or it is not known.
+            let same = FileWatch::covers(file.magic) && generations.file(watch) == generation;
+            let digest = self.digests.get(&key).filter(|_| same).ok_or(Cause::ProcessGone);
+            let path = self.digests.path(&key).map_or_else(Vec::new, |path| path.to_vec());
+            found.program = found.program.or(Some(key));
+            found.add(Seen { object: Object { key, digest, path }, watch: Some((watch, generation)), lasting: same });
+        }
+        let program =
+            found.objects.first().map_or_else(String::new, |object| String::from_utf8_lossy(&object.path).into());
+        Some(finish(process, program, found, Some(Moment { image: account.generation, wide })))
+    }
+
+    /// A look through an overlay sees another device than the kernel tells of. If the file below is the same one, and has
+    /// not changed since it was mapped, the digest is its as well.
+    fn note_files_below(&self, image: &Image) {
+        let (Some(generations), Some(chronicle)) = (self.generations, self.chronicle) else { return };
+        let above = |object: &&Object| !object.key.is_on_disk() && self.digests.get(&object.key).is_some();
+        let mut above = image.objects.iter().filter(above).peekable();
+        if above.peek().is_none() {
+            return;
+        }
+        let Some(account) = chronicle.of(image.process) else { return };
+        for Object { key: FileKey { object: seen, .. }, digest, path } in above {
+            let below = account.files.iter().find(|file| {
+                let key = key_of(file).object;
+                FileWatch::covers(file.magic) && ObjectKey { dev: seen.dev, ..key } == *seen
+            });
+            if let (Some(file), Ok(digest)) = (below, digest) {
+                let (watch, generation) = generations.watch_mapped(file);
+                if generations.file(watch) == generation {
+                    self.digests.adopt(key_of(file), *digest, path);
+                }
+            }
+        }
     }
 
     /// Whether another look finds the same files mapped: the way to tell without generations. Memory without a file may
@@ -209,7 +275,10 @@ impl Reader<'_> {
         let key = FileKey::new(&facts);
         let watched = self.generations.is_some() && key.is_on_disk() && is_watched(&file);
         let (digest, lasting) = match self.digest(&key, &facts, &file, hashing)? {
-            Ok(hashed) => (Ok(hashed.digest), hashed.lasting && watched),
+            Ok(hashed) => {
+                self.digests.note_path(&key, &path);
+                (Ok(hashed.digest), hashed.lasting && watched)
+            }
             Err(cause) => (Err(cause), watched),
         };
         Ok(Some(Seen { object: Object { key, digest, path }, watch, lasting }))
@@ -232,6 +301,11 @@ impl Reader<'_> {
             (None, Hashing::Allowed) => Ok(self.digests.hash(key, file)),
         }
     }
+}
+
+fn key_of(file: &MappedFile) -> FileKey {
+    let MappedFile { device, inode, size, mtime, ctime, .. } = *file;
+    ObjectKey { dev: device, ino: inode, size, mtime_ns: mtime, ctime_ns: ctime }.into()
 }
 
 /// Whether the kernel tells of every change of the file. To be asked of file systems on disks only: others could take
@@ -280,10 +354,9 @@ fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     maps::parse(&text).map_err(|_| Cause::MapsUnreadable)
 }
 
-fn finish(process: Process, dir: &ProcDir, found: Found, moment: Option<Moment>) -> Image {
-    let program = found.objects.iter().find(|object| Some(object.key) == found.program);
-    let program_digest = program.and_then(|object| object.digest.ok());
-    let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
+fn finish(process: Process, program: String, found: Found, moment: Option<Moment>) -> Image {
+    let executed = found.objects.iter().find(|object| Some(object.key) == found.program);
+    let program_digest = executed.and_then(|object| object.digest.ok());
     let stamp = moment.filter(|_| found.lasting).map(|moment| Stamp {
         moment,
         files: found.files,
@@ -303,7 +376,8 @@ impl Image {
         objects.sort_by(|a, b| a.path.cmp(&b.path).then(a.digest.ok().cmp(&b.digest.ok())));
         let digests: Vec<Digest> = objects.iter().filter_map(|object| object.digest.ok()).collect();
         let gap = objects.iter().find_map(|object| object.digest.err());
-        let aggregate = gap.is_none().then(|| Digest::aggregate(&digests));
+        let ordered = objects.iter().all(|object| !object.path.is_empty());
+        let aggregate = (gap.is_none() && ordered).then(|| Digest::aggregate(&digests));
         Image { process, objects, digests, aggregate, gap, program, program_digest, stamp }
     }
 
@@ -365,7 +439,6 @@ impl Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ObjectKey;
 
     fn digests() -> Digests {
         Digests::new([], crossbeam_channel::bounded(1).0)
@@ -379,7 +452,7 @@ mod tests {
     #[test]
     fn this_process_is_made_of_its_program_and_libraries() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None };
         assert_eq!(reader.read(me(), Hashing::Never).err(), Some(NoImage::NeedsHashing));
         let image = reader.read(me(), Hashing::Allowed).unwrap();
         let program = std::fs::read("/proc/self/exe").unwrap();
@@ -418,7 +491,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_has_no_image() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None };
         let gone = Process { start: me().start + 1, ..me() };
         assert_eq!(reader.read(gone, Hashing::Allowed).err(), Some(NoImage::Because(Cause::ProcessGone)));
     }

@@ -62,6 +62,8 @@ impl Stage {
             ["disconnect", name] => self.disconnect(name)?,
             ["tcp-listen", name] => return self.tcp_listen(name),
             ["tcp-connect", name, port] => return self.tcp_connect(name, port.parse()?),
+            ["write", name] => drop(nix::unistd::write(self.socket(name)?, b"x")?),
+            ["write-by-child", name] => self.write_by_child(name)?,
             ["accept", name, listener] => return self.accept(name, listener),
             ["raw", name] => return self.raw(name),
             ["ping", name] => return self.ping(name),
@@ -147,6 +149,23 @@ impl Stage {
             unsafe { mprotect(start.byte_add(index * PAGE.get()), PAGE.get(), protections(page))? };
         }
         self.mapped = Some((start.as_ptr() as usize, length.get()));
+        Ok(())
+    }
+
+    fn write_by_child(&self, name: &str) -> Result<()> {
+        let socket = self.socket(name)?;
+        // SAFETY: the child makes two system calls.
+        match unsafe { nix::unistd::fork()? } {
+            nix::unistd::ForkResult::Child => {
+                let written = nix::unistd::write(socket, b"x");
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(i32::from(written.is_err())) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let ended = nix::sys::wait::waitpid(child, None)?;
+                ensure!(matches!(ended, nix::sys::wait::WaitStatus::Exited(_, 0)), "the child failed");
+            }
+        }
         Ok(())
     }
 

@@ -102,7 +102,6 @@ fn sent_by_one_who_was_an_allowed_program() -> Result<()> {
 /// What the denied program wrote into a connection whose window was closed leaves later, when the other end reads: nobody is
 /// at work then but the kernel, and the allowed program alone holds the connection.
 #[test]
-#[ignore = "who wrote into a connection and let go of it is not known"]
 fn written_into_an_allowed_programs_connection() -> Result<()> {
     /// More than the receiver takes.
     const MUCH: usize = 100_000;
@@ -138,6 +137,45 @@ fn written_into_an_allowed_programs_connection() -> Result<()> {
             ensure!(passed == 0, "the bytes of {passed} of {CONNECTIONS} connections arrived under {rules:?}");
         }
         quiet(pair, &mut trial.friend).context("the allowed program")?;
+    }
+    Ok(())
+}
+
+/// The denied program writes more into its connection than the window allows, and becomes the allowed one; what waits in the
+/// kernel leaves when the other end reads.
+#[test]
+fn written_by_one_who_became_an_allowed_program() -> Result<()> {
+    const MUCH: usize = 100_000;
+    let mut trial = Trial::new("late words")?;
+    let pair = &trial.pair;
+    pair.world.namespace(Ns::Local).sysctl("net/ipv4/tcp_wmem", "4096 1048576 1048576")?;
+    pair.world.namespace(Ns::Peer).sysctl("net/ipv4/tcp_rmem", "4096 16384 16384")?;
+    let mut reader = pair.world.actor(Ns::Peer, &["serve-tcp", "0.0.0.0:4000", "--timeout", "15000"])?;
+    let arrived = pair.world.count("tcp dport 4000 meta length > 60")?;
+    let mut attempt = |first: &Path, then: &Path, rules: Option<&super::Rules>, friend: &mut Actor| -> Result<usize> {
+        pair.no_rules("OUTPUT")?;
+        let mut writer = pair.start(first, &["tcp", &pair.to4(4000)])?;
+        reader.step("accept-many 1")?;
+        writer.step(&format!("put {MUCH}"))?;
+        pair.world.wait_queues_empty(Ns::Local)?;
+        if let Some(rules) = rules {
+            rules.put(pair)?;
+        }
+        writer.step(&format!("exec {}", text(then)?))?;
+        // The queue is read empty more than once.
+        friend.step("converse 10")?;
+        arrived.delta()?;
+        let read = reader.step("count-all x")?.parse()?;
+        reader.step("drop-all")?;
+        Ok(read)
+    };
+    let whole = attempt(&pair.evil, &pair.good, None, &mut trial.friend)?;
+    ensure!(whole == MUCH, "{whole} bytes arrived where nothing forbids it");
+    for rules in &trial.rules {
+        let read = attempt(&pair.evil, &pair.good, Some(rules), &mut trial.friend)?;
+        ensure!(read < MUCH / 2, "{read} bytes arrived under {rules:?}");
+        let passed = arrived.delta()?;
+        ensure!(passed == 0, "{passed} packets arrived under {rules:?}");
     }
     Ok(())
 }

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * What processes are made of, told as it changes: what /proc says of a process that lives is told of one that has ended.
+ */
+#pragma once
+
+#include "maps.h"
+
+#define VM_EXEC 4
+#define I_CTIME_QUERIED 0x80000000u
+#define SECOND 1000000000ULL
+
+struct mapped {
+	unsigned long end;
+	u32 executable;
+	u32 known; /* `object` is a file, with its times */
+	struct object object;
+};
+
+static long look_at_object(struct task_struct *task, struct vm_area_struct *mapping, struct mapped *mapped)
+{
+	struct file *file = BPF_CORE_READ(mapping, vm_file);
+	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
+	struct inode___with_seconds *times = (struct inode___with_seconds *)inode;
+	struct file_slot *slot;
+	u32 index;
+
+	(void)task;
+	mapped->end = BPF_CORE_READ(mapping, vm_end);
+	mapped->executable = !!(BPF_CORE_READ(mapping, vm_flags) & VM_EXEC);
+	if (!inode) {
+		/* Memory without a file is no object. */
+		mapped->known = !file;
+		return 0;
+	}
+	mapped->object.inode = BPF_CORE_READ(inode, i_ino);
+	index = mapped->object.inode & (FILE_SLOTS - 1);
+	slot = bpf_map_lookup_elem(&file_slots, &index);
+	if (!slot || !bpf_core_field_exists(times->i_mtime_sec))
+		return 0;
+	mapped->object.file_generation = *(volatile u32 *)&slot->generation;
+	mapped->object.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	mapped->object.magic = BPF_CORE_READ(inode, i_sb, s_magic);
+	mapped->object.size = BPF_CORE_READ(inode, i_size);
+	mapped->object.mtime = BPF_CORE_READ(times, i_mtime_sec) * SECOND + BPF_CORE_READ(times, i_mtime_nsec);
+	mapped->object.ctime = BPF_CORE_READ(times, i_ctime_sec) * SECOND +
+			       (BPF_CORE_READ(times, i_ctime_nsec) & ~I_CTIME_QUERIED);
+	mapped->known = 1;
+	return 0;
+}
+
+static __always_inline struct change *new_change(u32 kind, struct task_struct *task)
+{
+	struct change *change = bpf_ringbuf_reserve(&image_changes, sizeof(*change), 0);
+	struct process_slot *slot = process_slot(task->tgid);
+	struct wide *all;
+
+	if (!change) {
+		all = wide_slot();
+		if (all)
+			__sync_fetch_and_add(&all->lost_changes, 1);
+		return 0;
+	}
+	__builtin_memset(change, 0, sizeof(*change));
+	change->kind = kind;
+	change->tgid = task->tgid;
+	change->start = task->group_leader->start_boottime;
+	change->image_generation = slot ? *(volatile u64 *)&slot->image_generation : 0;
+	return change;
+}
+
+static __always_inline void tell_change(u32 kind, struct task_struct *task, u32 shared)
+{
+	struct change *change = new_change(kind, task);
+
+	if (!change)
+		return;
+	change->shared = shared;
+	bpf_ringbuf_submit(change, 0);
+}
+
+/* What is mapped at an address, up to another, if that is one mapping. */
+static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsigned long start, unsigned long end,
+					u32 shared)
+{
+	struct mapped mapped = {};
+	struct change *change;
+
+	if (bpf_find_vma(task, start, look_at_object, &mapped, 0) || !mapped.known || mapped.end < end) {
+		tell_change(CHANGE_UNCLEAR, task, shared);
+		return;
+	}
+	if (!mapped.executable || !mapped.object.inode) {
+		tell_change(kind == CHANGE_PROGRAM ? CHANGE_UNCLEAR : CHANGE_NOTHING, task, shared);
+		return;
+	}
+	change = new_change(kind, task);
+	if (!change)
+		return;
+	change->shared = shared;
+	change->object = mapped.object;
+	bpf_ringbuf_submit(change, 0);
+}
+
+/* The program is where its code begins, the loader where its first instruction is. */
+static __always_inline void tell_program(struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+
+	tell_mapped(CHANGE_PROGRAM, task, task->mm->start_code, 0, 0);
+	tell_mapped(CHANGE_OBJECT, task, regs->ip, 0, 0);
+}
+
+static __always_inline void tell_fork(struct task_struct *parent, struct task_struct *child)
+{
+	struct process_slot *slot = process_slot(parent->tgid);
+	bool changing = !slot || *(volatile s32 *)&slot->image_in_flight;
+	struct change *change = new_change(changing ? CHANGE_UNCLEAR : CHANGE_FORK, child);
+
+	if (!change)
+		return;
+	change->parent = parent->tgid;
+	change->parent_start = parent->group_leader->start_boottime;
+	change->shared = parent->mm == child->mm;
+	bpf_ringbuf_submit(change, 0);
+}
