@@ -47,6 +47,8 @@ pub enum Question {
         namespace: Arc<Namespace>,
         /// An earlier answer.
         previous: Option<Arc<Owners>>,
+        /// A process whose image will be asked for next. It comes with the answer if it can be had at once.
+        image: Option<Process>,
     },
     /// See [`Key::Image`].
     Image(Process),
@@ -283,8 +285,15 @@ impl Means {
         for job in queue {
             let began = self.clock.now();
             let found = match &job.question {
-                Question::Owners { endpoint, namespace, previous } => {
-                    Found::Owners(Arc::new(search.owners(endpoint, namespace, previous.as_deref())))
+                Question::Owners { endpoint, namespace, previous, image } => {
+                    let found = Found::Owners(Arc::new(search.owners(endpoint, namespace, previous.as_deref())));
+                    if let Some((process, image)) =
+                        image.and_then(|process| Some((process, self.reader().told(process)?)))
+                    {
+                        let found = Found::Image(Ok(Arc::new(image)));
+                        job.mailbox.deliver(Finding { key: Key::Image(process), began, found });
+                    }
+                    found
                 }
                 Question::Image(process) => match self.reader().read(*process, Hashing::Never) {
                     Ok(image) => Found::Image(Ok(Arc::new(image))),

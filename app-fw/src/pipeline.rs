@@ -530,7 +530,7 @@ impl Pipeline {
         namespace: &Whereabouts,
         patience: Patience,
     ) -> Result<Identity, Question> {
-        let mut owners = self.owners(arrived, packet, suspect, namespace, patience)?;
+        let mut owners = self.owners(arrived, packet, sender, suspect, namespace, patience)?;
         let sender = sender.map(|sender| (Process::new(sender.tgid, sender.start), sender));
         if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
             owners = Owners::and_sender(owners, process, generations);
@@ -586,6 +586,7 @@ impl Pipeline {
         &mut self,
         arrived: &Arrived,
         packet: &Packet,
+        sender: Option<&Sender>,
         suspect: Option<Suspect>,
         namespace: &Whereabouts,
         patience: Patience,
@@ -620,7 +621,11 @@ impl Pipeline {
             return Ok(found);
         }
         match patience {
-            Patience::Wait => Err(Question::Owners { endpoint, namespace: namespace.clone(), previous }),
+            Patience::Wait => {
+                let image = sender.map(|sender| Process::new(sender.tgid, sender.start));
+                let image = image.filter(|process| self.images.get(process).is_none());
+                Err(Question::Owners { endpoint, namespace: namespace.clone(), previous, image })
+            }
             Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
         }
     }

@@ -49,6 +49,14 @@ static long look_at_object(struct task_struct *task, struct vm_area_struct *mapp
 	return 0;
 }
 
+/* Whoever wants to know takes what is there; nobody is woken for each of the forty libraries of a program. */
+static __always_inline void submit(struct change *change)
+{
+	bool much = bpf_ringbuf_query(&image_changes, BPF_RB_AVAIL_DATA) > CHANGE_BYTES / 4;
+
+	bpf_ringbuf_submit(change, much ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
 static __always_inline struct change *new_change(u32 kind, struct task_struct *task)
 {
 	struct change *change = bpf_ringbuf_reserve(&image_changes, sizeof(*change), 0);
@@ -76,7 +84,7 @@ static __always_inline void tell_change(u32 kind, struct task_struct *task, u32 
 	if (!change)
 		return;
 	change->shared = shared;
-	bpf_ringbuf_submit(change, 0);
+	submit(change);
 }
 
 /* What is mapped at an address, up to another, if that is one mapping. */
@@ -99,7 +107,7 @@ static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsi
 		return;
 	change->shared = shared;
 	change->object = mapped.object;
-	bpf_ringbuf_submit(change, 0);
+	submit(change);
 }
 
 /* The program is where its code begins, the loader where its first instruction is. */
@@ -122,5 +130,5 @@ static __always_inline void tell_fork(struct task_struct *parent, struct task_st
 	change->parent = parent->tgid;
 	change->parent_start = parent->group_leader->start_boottime;
 	change->shared = parent->mm == child->mm;
-	bpf_ringbuf_submit(change, 0);
+	submit(change);
 }

@@ -30,7 +30,7 @@ impl Events {
 }
 
 /// The kernel's account of what processes are made of, change by change, in the order in which it was written. The
-/// descriptor polls readable when there is more.
+/// descriptor polls readable when there is much of it: for the newest changes do not wait, but look.
 ///
 /// Whoever takes all of it, and finds that [`crate::Generations::lost_changes`] stands still, knows what a process was
 /// made of without a look at it. Changes that two threads of one process make at once may come in either order.

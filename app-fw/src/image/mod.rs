@@ -140,12 +140,11 @@ impl Reader<'_> {
     /// The process is gone and not remembered, unreadable, or never stands still; or an object needs hashing and that is
     /// not allowed.
     pub fn read(&self, process: Process, hashing: Hashing) -> Result<Image, NoImage> {
-        let told = match self.told(process) {
-            Some(whole) if whole.aggregate.is_some() => return Ok(whole),
-            partly => partly,
-        };
+        if let Some(whole) = self.told(process) {
+            return Ok(whole);
+        }
         match self.look(process, hashing) {
-            Err(NoImage::Because(Cause::ProcessGone)) => told.ok_or(Cause::ProcessGone.into()),
+            Err(NoImage::Because(Cause::ProcessGone)) => self.remembered(process).ok_or(Cause::ProcessGone.into()),
             other => other,
         }
     }
@@ -175,8 +174,13 @@ impl Reader<'_> {
         Err(Cause::MapsChanging.into())
     }
 
-    /// The image as the kernel told it.
-    fn told(&self, process: Process) -> Option<Image> {
+    /// The image as the kernel told it, if all of it is known. Touches no file.
+    pub fn told(&self, process: Process) -> Option<Image> {
+        self.remembered(process).filter(|image| image.aggregate.is_some())
+    }
+
+    /// The image as the kernel told it, as far as it is known.
+    fn remembered(&self, process: Process) -> Option<Image> {
         let (generations, chronicle) = (self.generations?, self.chronicle?);
         let (epoch, wide) = (generations.file_epoch(), generations.wide());
         let account = chronicle.of(process)?;
