@@ -45,6 +45,8 @@ pub struct Arrived {
     pub checksum_missing: bool,
     /// The process that was running when it was queued, if that is known and it left a socket that was held open.
     pub ran: Option<Sender>,
+    /// [`Generations::raw_sockets`] when it was queued, if that is known.
+    pub raw_sockets: Option<u64>,
 }
 
 /// Where a packet's socket lives.
@@ -84,6 +86,7 @@ impl Arrived {
             ran: ran.filter(|_| {
                 !incoming && queued.uid.is_some() && matches!(queued.hook, HOOK_LOCAL_OUT | HOOK_POST_ROUTING)
             }),
+            raw_sockets: ran.map(|ran| ran.raw_sockets),
         }
     }
 }
@@ -508,16 +511,23 @@ impl Pipeline {
         if self.world.chain == Chain::Input || is_tcps_own {
             return None;
         }
-        let certain = match (generations, arrived.uid, &arrived.ran, arrived.place) {
+        let Some(generations) = generations else { return Some(Suspect::Anybody) };
+        let (census, gone) = (&self.world.census, self.forger_may_be_gone(arrived));
+        match (arrived.uid, &arrived.ran, arrived.place) {
             // A process sends through a socket that it holds; what nobody held, the kernel made.
-            (Some(_), None, _, Place::Here(_)) => return None,
-            (Some(generations), Some(_), Some(ran), Place::Here(_)) => {
-                return (!self.world.census.clears(ran.tgid, generations)).then_some(Suspect::Sender(ran.tgid));
+            (None, _, Place::Here(_)) => None,
+            (Some(_), Some(ran), Place::Here(_)) if gone || !census.clears(ran.tgid, generations) => {
+                Some(Suspect::Sender(ran.tgid))
             }
-            (Some(generations), ..) => self.world.census.is_clear(generations),
-            (None, ..) => false,
-        };
-        (!certain).then_some(Suspect::Anybody)
+            (Some(_), Some(_), Place::Here(_)) => None,
+            _ => (gone || !census.is_clear(generations)).then_some(Suspect::Anybody),
+        }
+    }
+
+    /// Whether a raw socket that was there when the packet was queued may not be there any more.
+    fn forger_may_be_gone(&self, arrived: &Arrived) -> bool {
+        let now = self.world.generations.as_ref().map(Generations::raw_sockets);
+        arrived.raw_sockets.is_some() && arrived.raw_sockets != now
     }
 
     /// Who holds the packet's socket, who sent it, and what they are made of.
@@ -531,6 +541,9 @@ impl Pipeline {
         patience: Patience,
     ) -> Result<Identity, Question> {
         let mut owners = self.owners(arrived, packet, sender, suspect, namespace, patience)?;
+        if suspect.is_some() && self.forger_may_be_gone(arrived) {
+            owners = Arc::new(owners.and_somebody(Cause::SocketGone));
+        }
         let sender = sender.map(|sender| (Process::new(sender.tgid, sender.start), sender));
         if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
             owners = Owners::and_sender(owners, process, generations);
@@ -726,6 +739,8 @@ impl FlowKey {
             About::Echo(identifier) => (Some(identifier), None),
             About::Quoted(flow) => (None, Some(flow)),
         };
+        // That somebody else made a raw socket makes it no other flow.
+        let sender = sender.map(|sender| Sender { raw_sockets: 0, ..sender });
         FlowKey { flow: packet.flow, place: arrived.place, echo, quoted, sender, suspect }
     }
 }

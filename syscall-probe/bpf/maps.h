@@ -49,7 +49,7 @@ struct wide {
 	u64 generation;	  /* moves when it cannot be said whose answers went stale */
 	u64 file_epoch;	  /* moves with the generation of any watched file slot */
 	u64 lost_events;  /* events for which the ring had no room */
-	u64 raw_sockets;  /* SOCK_RAW sockets created since the probe was loaded; answers about senders depend on it */
+	u64 raw_sockets;  /* moves when a SOCK_RAW socket is made or closed; answers about senders depend on it */
 	u64 lost_writers; /* writers for which `writers` had no room */
 	u64 lost_changes; /* changes for which the ring had no room */
 	s32 in_flight;	  /* calls in flight that may change any process */
@@ -109,8 +109,9 @@ struct sender {
 	u64 start;   /* start_boottime of the thread group leader, ns */
 	u64 image_generation;
 	u64 shed_generation;
+	u64 raw_sockets;
 };
-_Static_assert(sizeof(struct sender) == 40, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct sender) == 48, "mirrored in src/layout.rs");
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 

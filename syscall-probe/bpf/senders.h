@@ -25,11 +25,12 @@ int on_queued(struct __sk_buff *message)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct process_slot *slot = process_slot(tgid);
+	struct wide *all = wide_slot();
 	struct sender *sender;
 	u16 type, attribute, queue;
 	u32 packet, index;
 
-	if (!slot || bpf_skb_load_bytes(message, AT_MESSAGE_TYPE, &type, sizeof(type)) || type != PACKET_MESSAGE ||
+	if (!slot || !all || bpf_skb_load_bytes(message, AT_MESSAGE_TYPE, &type, sizeof(type)) || type != PACKET_MESSAGE ||
 	    bpf_skb_load_bytes(message, AT_ATTRIBUTE_TYPE, &attribute, sizeof(attribute)) ||
 	    attribute != ATTRIBUTE_PACKET_HDR || bpf_skb_load_bytes(message, AT_QUEUE, &queue, sizeof(queue)) ||
 	    bpf_skb_load_bytes(message, AT_PACKET, &packet, sizeof(packet)))
@@ -48,5 +49,6 @@ int on_queued(struct __sk_buff *message)
 	sender->start = BPF_CORE_READ(task, group_leader, start_boottime);
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
 	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;
+	sender->raw_sockets = *(volatile u64 *)&all->raw_sockets;
 	return KEEP_ALL;
 }

@@ -52,7 +52,11 @@ SEC("cgroup/sock_release")
 int on_sock_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
+	struct wide *all;
 
+	/* What it has sent and nobody has looked at is nobody's to be seen any more. */
+	if (ctx->type == SOCK_RAW && (all = wide_slot()))
+		__sync_fetch_and_add(&all->raw_sockets, 1);
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
 		return ALLOW;
 	move_port(BPF_CORE_READ(sk, __sk_common.skc_num));

@@ -166,6 +166,7 @@ impl Generations {
                 settled: slot.settled.load(Ordering::Acquire) != 0 && self.exact().processes,
             },
             shed: slot.shed_generation.load(Ordering::Acquire),
+            raw_sockets: slot.raw_sockets.load(Ordering::Acquire),
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)
@@ -240,7 +241,7 @@ impl Generations {
         (self.watch_file(file.inode), file.generation)
     }
 
-    /// Raw sockets made since the probe was loaded. An answer to who may have sent a packet depends on it.
+    /// Moves when a raw socket is made or closed. An answer to who may have sent a packet depends on it.
     pub fn raw_sockets(&self) -> u64 {
         self.wide_slot().raw_sockets.load(Ordering::Acquire)
     }

@@ -65,9 +65,10 @@ pub(crate) struct SenderSlot {
     pub(crate) start: AtomicU64,
     pub(crate) image_generation: AtomicU64,
     pub(crate) shed_generation: AtomicU64,
+    pub(crate) raw_sockets: AtomicU64,
 }
 
-const _: () = assert!(size_of::<SenderSlot>() == 40);
+const _: () = assert!(size_of::<SenderSlot>() == 48);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
@@ -153,6 +154,8 @@ pub struct Sender {
     pub image: crate::Generation,
     /// [`crate::Generations::shed`] at that moment.
     pub shed: u64,
+    /// [`crate::Generations::raw_sockets`] at that moment.
+    pub raw_sockets: u64,
 }
 
 /// The last TCP connection that a process began from a port.

@@ -360,9 +360,10 @@ fn writers_into_a_connection_are_known_until_it_ends() {
 }
 
 #[test]
-fn a_raw_socket_moves_the_count_of_raw_sockets() {
+fn a_raw_socket_moves_the_generation_of_raw_sockets() {
     let (all, mut actor) = (generations(), Actor::start());
     moves(|| all.raw_sockets(), || drop(actor.act("raw r")));
+    moves(|| all.raw_sockets(), || drop(actor.act("close r")));
 }
 
 #[test]

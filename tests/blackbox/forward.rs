@@ -366,3 +366,39 @@ fn names_that_are_no_namespace_yet_hide_no_container() -> Result<()> {
     }
     Ok(())
 }
+
+/// A raw socket in the container makes datagrams that look like an allowed program's, and is closed before they are looked at.
+#[test]
+fn datagrams_forged_in_a_container() -> Result<()> {
+    const TIMES: u64 = 200;
+    let host = Host::new("forged")?;
+    let container = host.container()?;
+    host.iptables(&format!("FORWARD -i {BRIDGE} -j NFQUEUE --queue-num 0"))?;
+    let _daemon = host.daemon()?;
+    let (good, evil) = (host.world.actor_copy("good")?, host.world.actor_copy("evil")?);
+    let _sink = host.world.udp_sink(9)?;
+    let to = format!("{}:9", host.world.peer4());
+    let mut allowed = Actor::start(&container, &good, &["udp", &to, "--bind", &format!("{INSIDE}:4001")])?;
+    let mut denied = Actor::start(&container, &evil, &["udp", &to])?;
+    let (own, forged) = (host.world.count("udp length 13")?, host.world.count("udp sport 4001 udp length 28")?);
+    let mut forge = |times: u64| -> Result<()> {
+        let bytes = crate::bypasses::odd::hexadecimal(&crate::bypasses::odd::udp());
+        for _ in 0..times / 25 {
+            denied.step(&format!("raw 25 17 hasty {bytes}"))?;
+        }
+        host.world.wait_queues_empty(Ns::Router)
+    };
+    forge(25)?;
+    wait_until("they arrive where nothing forbids it", || Ok(forged.total()? == 25))?;
+    host.ctl(&format!("-P OUTPUT DROP -n {}", host.name))?;
+    host.ctl(&format!("-A -c OUTPUT -v ACCEPT -n {} --sng-hash {}", host.name, host.world.sha256(&good)?))?;
+    allowed.step("send")?;
+    wait_until("the allowed program's arrives", || Ok(own.total()? == 1))?;
+    forge(TIMES)?;
+    // It went behind all the others.
+    allowed.step("send")?;
+    wait_until("the allowed program's arrives afterwards", || Ok(own.total()? == 2))?;
+    let passed = forged.total()? - 25;
+    anyhow::ensure!(passed == 0, "{passed} of {TIMES} arrived");
+    Ok(())
+}

@@ -188,6 +188,11 @@ impl Owners {
         Owners { stamp: None, ..self.clone() }
     }
 
+    /// There is somebody besides who cannot be identified.
+    pub fn and_somebody(&self, cause: Cause) -> Owners {
+        Owners { undetermined: self.undetermined.or(Some(cause)), stamp: None, ..self.clone() }
+    }
+
     /// Besides those who hold the socket now, the process that sent the packet is an owner. If the socket is gone, it is
     /// the only one: nobody else can have it any more.
     pub fn and_sender(owners: Arc<Owners>, process: Process, generations: &Generations) -> Arc<Owners> {

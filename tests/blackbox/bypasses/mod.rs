@@ -5,7 +5,7 @@
 
 mod code;
 mod hand_over;
-mod odd;
+pub mod odd;
 mod short_lives;
 mod sockets;
 
