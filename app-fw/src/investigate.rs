@@ -20,7 +20,7 @@ use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
 use crate::clock::Clock;
 use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, Process, Reader};
-use crate::namespaces::links::{self, Beyond};
+use crate::namespaces::links::{Beyond, Links};
 use crate::namespaces::{Namespace, Namespaces};
 
 /// Names a question, so that it is asked once however many packets wait for the answer.
@@ -282,6 +282,7 @@ impl Means {
 
     fn search(&self, mut search: Search, queue: &Receiver<Job>, hashers: &Arc<Hashers>) {
         let _vital = Vital;
+        let mut links = Links::default();
         for job in queue {
             let began = self.clock.now();
             let found = match &job.question {
@@ -303,14 +304,14 @@ impl Means {
                         continue;
                     }
                 },
-                Question::Behind(device, address) => Found::Behind(self.behind(*device, *address)),
+                Question::Behind(device, address) => Found::Behind(self.behind(&mut links, *device, *address)),
             };
             job.mailbox.deliver(Finding { key: job.question.key(), began, found });
         }
     }
 
-    fn behind(&self, device: u32, address: IpAddr) -> Result<Beyond, Cause> {
-        links::behind(&self.namespaces.load(), device, address).map_err(|error| {
+    fn behind(&self, links: &mut Links, device: u32, address: IpAddr) -> Result<Beyond, Cause> {
+        links.behind(&self.namespaces.load(), device, address).map_err(|error| {
             tracing::debug!("the namespace of {address} behind device {device}: {error}");
             Cause::NamespaceUnknown
         })

@@ -28,16 +28,21 @@ impl Host {
 
     /// A namespace behind a cable to a bridge, as Docker makes them. It always has the same name and address.
     fn container(&self) -> Result<Namespace> {
+        self.container_named(&self.name, "veth-c", INSIDE)
+    }
+
+    fn container_named(&self, name: &str, cable: &str, address: &str) -> Result<Namespace> {
         let router = self.world.namespace(Ns::Router);
-        let container = Namespace::create(&self.name)?;
+        let container = Namespace::create(name)?;
         if router.ip(&format!("link show {BRIDGE}")).is_err() {
-            router.ip(&format!("link add {BRIDGE} type bridge"))?;
+            // Else it has that of one of its ports, and another whenever ports come and go.
+            router.ip(&format!("link add {BRIDGE} address 02:af:00:00:0c:01 type bridge"))?;
             router.ip(&format!("addr add {GATEWAY}/16 dev {BRIDGE}"))?;
             router.ip(&format!("link set {BRIDGE} addrgenmode none up"))?;
         }
-        router.ip(&format!("link add veth-c type veth peer name eth0 netns {}", self.name))?;
-        router.ip(&format!("link set veth-c master {BRIDGE} addrgenmode none up"))?;
-        container.ip(&format!("addr add {INSIDE}/16 dev eth0"))?;
+        router.ip(&format!("link add {cable} type veth peer name eth0 netns {name}"))?;
+        router.ip(&format!("link set {cable} master {BRIDGE} addrgenmode none up"))?;
+        container.ip(&format!("addr add {address}/16 dev eth0"))?;
         container.ip("link set eth0 addrgenmode none up")?;
         container.ip(&format!("route add default via {GATEWAY}"))?;
         Ok(container)
@@ -401,4 +406,113 @@ fn datagrams_forged_in_a_container() -> Result<()> {
     let passed = forged.total()? - 25;
     anyhow::ensure!(passed == 0, "{passed} of {TIMES} arrived");
     Ok(())
+}
+
+const GATEWAY6: &str = "fd00:af:0:c::1";
+const INSIDE6: &str = "fd00:af:0:c::2";
+/// What the namespace beside it has at first.
+const BESIDE: &str = "172.17.0.3";
+const BESIDE6: &str = "fd00:af:0:c::3";
+
+/// What becomes of a packet from an address of a container.
+struct Probe<'h> {
+    host: &'h Host,
+    daemon: Daemon,
+}
+
+impl Probe<'_> {
+    fn passes(&self, container: &Namespace, from: &str) -> Result<()> {
+        let arrived = self.host.world.count(&format!("udp dport 9 {}", source(from)))?;
+        self.send(container, from)?;
+        wait_until("the packet arrives", || Ok(arrived.delta()? == 1)).with_context(|| from.to_owned())
+    }
+
+    /// Returns the event.
+    fn is_blocked(&mut self, container: &Namespace, from: &str) -> Result<serde_json::Value> {
+        let arrived = self.host.world.count(&format!("udp dport 9 {}", source(from)))?;
+        let seen = self.daemon.events()?.len();
+        self.send(container, from)?;
+        let event = self.daemon.wait_event_from(seen, LIMIT, is_drop).with_context(|| from.to_owned())?;
+        assert_eq!(event["flow"]["source"], from);
+        self.host.world.wait_queues_empty(Ns::Router)?;
+        anyhow::ensure!(arrived.total()? == 0, "it arrived: {event}");
+        Ok(event)
+    }
+
+    fn send(&self, container: &Namespace, from: &str) -> Result<()> {
+        let (peer4, peer6) = (self.host.world.peer4(), self.host.world.peer6());
+        let (to, from) = match from.contains(':') {
+            false => (format!("{peer4}:9"), format!("{from}:0")),
+            true => (format!("[{peer6}]:9"), format!("[{from}]:0")),
+        };
+        Actor::start(container, &self.host.actor()?, &["udp", &to, "--bind", &from])?.step("send").map(drop)
+    }
+}
+
+fn source(address: &str) -> String {
+    format!("{} saddr {address}", if address.contains(':') { "ip6" } else { "ip" })
+}
+
+#[test]
+fn behind_a_bridge_that_tells_no_port_the_address_decides_wherever_it_moves() -> Result<()> {
+    let host = Host::new("bridge without ports")?;
+    let router = host.world.namespace(Ns::Router);
+    let (ruled, free) = (host.name.clone(), format!("{}d", host.name));
+    for family in ["iptables", "ip6tables"] {
+        router.sysctl(&format!("net/bridge/bridge-nf-call-{family}"), "0")?;
+        router.sh(&format!("{family} -w 10 -I FORWARD -i {BRIDGE} -j NFQUEUE --queue-num 0"))?;
+    }
+    let add = |container: &Namespace, what: &str, address: &str| {
+        let length = if address.contains(':') { "64 nodad" } else { "16" };
+        container.ip(&format!("addr {what} {address}/{length} dev eth0"))
+    };
+    let first = host.container()?;
+    let second = host.container_named(&free, "veth-d", BESIDE)?;
+    router.ip(&format!("addr add {GATEWAY6}/64 dev {BRIDGE} nodad"))?;
+    for (container, address) in [(&first, INSIDE6), (&second, BESIDE6)] {
+        add(container, "add", address)?;
+        container.ip(&format!("route add default via {GATEWAY6}"))?;
+    }
+    let mut probe = Probe { daemon: host.daemon()?, host: &host };
+    for address in [INSIDE, INSIDE6] {
+        probe.passes(&first, address)?;
+    }
+    host.ctl(&format!("-A -c OUTPUT -v DROP -n {ruled}"))?;
+    for (ours, others) in [(INSIDE, BESIDE), (INSIDE6, BESIDE6)] {
+        let event = probe.is_blocked(&first, ours)?;
+        assert_eq!(event["flow"]["namespace"], format!("netns:{ruled}"), "{event}");
+        probe.passes(&second, others)?;
+        // An address that moves takes nothing with it.
+        add(&first, "del", ours)?;
+        add(&second, "add", ours)?;
+        add(&first, "add", &format!("{others}0"))?;
+        // The route goes with the last address.
+        first.ip(&format!("route replace default via {GATEWAY}"))?;
+        probe.passes(&second, ours).context("moved")?;
+        probe.is_blocked(&first, &format!("{others}0"))?;
+        // Where two have it nobody can tell; then what is forbidden to one is forbidden.
+        add(&first, "add", ours)?;
+        let event = probe.is_blocked(&second, ours)?;
+        assert_eq!(event["owners"][0]["undetermined"], "namespace-unknown", "{event}");
+        add(&first, "del", ours)?;
+        probe.passes(&second, ours).context("one of the two has it no more")?;
+        add(&second, "del", ours)?;
+    }
+    // One that has its address before its cable leads anywhere.
+    let late_name = format!("{}e", host.name);
+    let late = Namespace::create(&late_name)?;
+    host.ctl(&format!("-A -c OUTPUT -v DROP -n {late_name}"))?;
+    late.ip("link add eth0 type veth peer name veth-e")?;
+    add(&late, "add", "172.17.0.4")?;
+    late.ip(&format!("link set veth-e netns {}", router.name()))?;
+    router.ip(&format!("link set veth-e master {BRIDGE} addrgenmode none up"))?;
+    late.ip("link set eth0 addrgenmode none up")?;
+    late.ip(&format!("route add default via {GATEWAY}"))?;
+    probe.is_blocked(&late, "172.17.0.4")?;
+    // A successor may get the id that another had.
+    router.ip("link del veth-c")?;
+    drop(first);
+    let first = host.container()?;
+    probe.is_blocked(&first, INSIDE)?;
+    probe.passes(&second, BESIDE)
 }

@@ -1,36 +1,20 @@
 //! From a network device to the namespace at its other end: the way from a forwarded packet to the container that sent
-//! it. Asks rtnetlink; see rtnetlink(7) and linux/net_namespace.h.
+//! it.
+//!
+//! A packet must not wait for a look at every namespace there is. So what was learned is kept in an index, and what it says
+//! is checked with the kernel before it is used, because processes, namespaces and their ids come and go.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
-
+use super::route::{Listener, News, PeerId, Route};
 use super::{NAMES, Namespace, Namespaces};
-use crate::queue::message::{aligned, attributes};
-
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
-const RTM_NEWNSID: u16 = 88;
-const RTM_GETNSID: u16 = 90;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_LINK_NETNSID: u16 = 37;
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
-/// nlmsghdr, ifinfomsg; nlmsghdr, rtgenmsg (padded).
-const LINK_REQUEST: usize = 16 + 16;
-const NSID_REQUEST: usize = 16 + 4 + 8;
 
 /// What a device leads to.
 #[derive(Clone, Debug)]
@@ -43,55 +27,169 @@ pub enum Beyond {
     Nowhere,
 }
 
-/// The namespace in which `address` lives, reached through `device`, an interface index in the calling thread's
-/// namespace: what is at the other end of a virtual cable, or, behind a bridge, what has the address.
-///
-/// # Errors
-/// The kernel does not answer, or no process and no name leads to that namespace.
-pub fn behind(namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Result<Beyond> {
-    let mut route = Route::open()?;
-    let link = route.link(device)?;
-    if link.peer.is_none() && !link.bridge {
-        return Ok(if link.cable { Beyond::Elsewhere } else { Beyond::Nowhere });
+/// Finds the namespaces behind devices of the calling thread's namespace.
+#[derive(Debug, Default)]
+pub struct Links {
+    route: Option<Route>,
+    /// A file for each namespace, as it was when last looked: `/run/netns/NAME` or `/proc/PID/ns/net`.
+    files: HashMap<PeerId, PathBuf>,
+    /// The processes there were then.
+    seen: HashSet<i32>,
+    addresses: Option<Addresses>,
+}
+
+impl Links {
+    /// The namespace in which `address` lives, reached through `device`, an interface index: what is at the other end of a
+    /// virtual cable, or, behind a bridge, what has the address.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or no process and no name leads to that namespace.
+    pub fn behind(&mut self, namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Result<Beyond> {
+        let route = match self.route.take() {
+            Some(route) => route,
+            None => Route::open()?,
+        };
+        let beyond = self.ask(&route, namespaces, device, address);
+        // An error may mean that an answer is still to come, which would be taken for the next question's.
+        self.route = beyond.is_ok().then_some(route);
+        beyond
     }
-    let mut found = None;
-    for path in candidates() {
+
+    fn ask(&mut self, route: &Route, namespaces: &Namespaces, device: u32, address: IpAddr) -> io::Result<Beyond> {
+        let link = route.link(device)?;
+        let peer = match link.peer {
+            Some(peer) => Some(peer),
+            None if link.bridge => self.with_address(route, address)?,
+            None if link.cable => None,
+            None => return Ok(Beyond::Nowhere),
+        };
+        let Some(peer) = peer else { return Ok(Beyond::Elsewhere) };
+        let found = self.known(route, namespaces, peer).or_else(|| self.search(route, namespaces, peer));
+        let none = || io::Error::new(io::ErrorKind::NotFound, "no process lives in the namespace behind the device");
+        found.map(|namespace| Beyond::Namespace(Arc::new(namespace))).ok_or_else(none)
+    }
+
+    /// The namespace with an id, if the file that is known for it still leads there.
+    fn known(&self, route: &Route, namespaces: &Namespaces, peer: PeerId) -> Option<Namespace> {
+        let path = self.files.get(&peer)?;
+        let file = File::open(path).ok()?;
+        let leads_there = route.id_of_file(&file).ok()? == Some(peer);
+        if leads_there { namespaces.of(path, file).ok() } else { None }
+    }
+
+    /// The same after a look around. A new container has new processes; to ask all the others as well takes tens of
+    /// milliseconds where there are thousands, so that is done only if the new ones lead nowhere.
+    fn search(&mut self, route: &Route, namespaces: &Namespaces, peer: PeerId) -> Option<Namespace> {
+        let processes: Vec<i32> = processes().collect();
+        self.files.remove(&peer);
+        note(&mut self.files, route, processes.iter().filter(|pid| !self.seen.contains(pid)));
+        self.seen = processes.iter().copied().collect();
+        self.known(route, namespaces, peer).or_else(|| {
+            self.files = named(route);
+            note(&mut self.files, route, &processes);
+            self.known(route, namespaces, peer)
+        })
+    }
+
+    /// The one namespace that has the address.
+    fn with_address(&mut self, route: &Route, address: IpAddr) -> io::Result<Option<PeerId>> {
+        let mut addresses = match self.addresses.take() {
+            Some(addresses) => addresses,
+            None => Addresses::listen(route)?,
+        };
+        addresses.catch_up(route)?;
+        let having = addresses.having(address);
+        self.addresses = Some(addresses);
+        having
+    }
+}
+
+/// A file for each namespace that has an id and a name.
+fn named(route: &Route) -> HashMap<PeerId, PathBuf> {
+    let mut files = HashMap::new();
+    for path in names() {
         let Ok(file) = File::open(&path) else { continue };
         // A name whose namespace is not there yet, or no longer, is a plain file.
-        let Ok(id) = route.nsid(&file.into()) else { continue };
-        let leads_there = match link.peer {
-            Some(peer) => id == Some(peer),
-            None => id.is_some() && has_address(namespaces, &path, address)?,
-        };
-        if leads_there && found.replace(path).is_some() {
-            return Err(io::Error::other("several namespaces behind the bridge have the address"));
+        if let Ok(Some(id)) = route.id_of_file(&file) {
+            files.entry(id).or_insert(path);
         }
     }
-    match (found, link.peer) {
-        (Some(path), _) => Ok(Beyond::Namespace(Arc::new(namespaces.at(&path)?))),
-        (None, None) => Ok(Beyond::Elsewhere),
-        (None, Some(_)) => {
-            Err(io::Error::new(io::ErrorKind::NotFound, "no process lives in the namespace behind the device"))
+    files
+}
+
+/// Adds a file for each namespace that has an id, lacks a file, and has one of these processes.
+fn note<'a>(files: &mut HashMap<PeerId, PathBuf>, route: &Route, processes: impl IntoIterator<Item = &'a i32>) {
+    for pid in processes {
+        if let Ok(Some(id)) = route.id_of_process(*pid) {
+            files.entry(id).or_insert_with(|| file_of(*pid));
         }
     }
 }
 
-fn has_address(namespaces: &Namespaces, path: &Path, address: IpAddr) -> io::Result<bool> {
-    let addresses = || -> Vec<IpAddr> {
-        let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-        let address =
-            |storage: nix::sys::socket::SockaddrStorage| match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
-                (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
-                (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
-                _ => None,
-            };
-        interfaces.filter_map(|interface| interface.address).filter_map(address).collect()
-    };
-    match namespaces.at(path).and_then(|namespace| namespace.inside(addresses)) {
-        Ok(found) => Ok(found.contains(&address)),
-        // It went meanwhile, and its address with it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+/// Which namespace has which addresses.
+#[derive(Debug)]
+struct Addresses {
+    listener: Listener,
+    known: HashMap<PeerId, HashSet<IpAddr>>,
+    having: HashMap<IpAddr, HashSet<PeerId>>,
+    /// To be looked at before the rest is used.
+    changed: HashSet<PeerId>,
+}
+
+impl Addresses {
+    /// Listens first, then looks, so that no change falls between.
+    fn listen(route: &Route) -> io::Result<Addresses> {
+        let listener = Listener::open()?;
+        let changed = route.ids()?;
+        Ok(Addresses { listener, known: HashMap::new(), having: HashMap::new(), changed })
+    }
+
+    /// Takes notice of all that has changed until now.
+    fn catch_up(&mut self, route: &Route) -> io::Result<()> {
+        match self.listener.news() {
+            Ok(news) => news.into_iter().for_each(|news| self.note(news)),
+            // Too much happened to be told.
+            Err(_) => *self = Addresses::listen(route)?,
+        }
+        for id in std::mem::take(&mut self.changed) {
+            self.forget(id);
+            let addresses = route.addresses(id)?;
+            for address in &addresses {
+                self.having.entry(*address).or_default().insert(id);
+            }
+            self.known.insert(id, addresses);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, news: News) {
+        match news {
+            News::Changed(id) => drop(self.changed.insert(id)),
+            News::Gone(id) => {
+                self.changed.remove(&id);
+                self.forget(id);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: PeerId) {
+        for address in self.known.remove(&id).into_iter().flatten() {
+            if let Some(having) = self.having.get_mut(&address) {
+                having.remove(&id);
+                if having.is_empty() {
+                    self.having.remove(&address);
+                }
+            }
+        }
+    }
+
+    fn having(&self, address: IpAddr) -> io::Result<Option<PeerId>> {
+        match self.having.get(&address) {
+            Some(having) if having.len() > 1 => {
+                Err(io::Error::other("several namespaces behind the bridge have the address"))
+            }
+            having => Ok(having.and_then(|having| having.iter().next()).copied()),
+        }
     }
 }
 
@@ -105,95 +203,22 @@ pub(super) fn cookies() -> HashSet<u64> {
 /// One file for each namespace that has a name or a process.
 pub(super) fn candidates() -> impl Iterator<Item = PathBuf> {
     let mut seen = HashSet::new();
-    let named = std::fs::read_dir(NAMES).into_iter().flatten().flatten().map(|entry| entry.path());
-    let of_process = |entry: std::fs::DirEntry| {
-        entry.file_name().to_str()?.parse::<u32>().ok()?;
-        Some(entry.path().join("ns/net"))
-    };
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of_process);
-    named.chain(processes).filter(move |path| std::fs::metadata(path).is_ok_and(|metadata| seen.insert(metadata.ino())))
+    let all = names().chain(processes().map(file_of));
+    all.filter(move |path| std::fs::metadata(path).is_ok_and(|metadata| seen.insert(metadata.ino())))
 }
 
-/// A network device.
-struct Link {
-    /// The id, in this namespace, of the namespace at its other end.
-    peer: Option<i32>,
-    bridge: bool,
-    /// A veth.
-    cable: bool,
+fn names() -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(NAMES).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// A routing socket in the calling thread's namespace.
-struct Route {
-    socket: OwnedFd,
+/// Ids of all processes, the oldest mostly first: those stay.
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-impl Route {
-    fn open() -> io::Result<Route> {
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-        let patience = Duration::from_secs(1);
-        setsockopt(&socket, ReceiveTimeout, &nix::sys::time::TimeVal::new(patience.as_secs() as i64, 0))?;
-        Ok(Route { socket })
-    }
-
-    /// What is at the other end of a device.
-    fn link(&mut self, device: u32) -> io::Result<Link> {
-        let mut request = [0; LINK_REQUEST];
-        header(&mut request, RTM_GETLINK);
-        request[20..24].copy_from_slice(&device.to_ne_bytes());
-        let answer = self.ask(&request, RTM_NEWLINK)?;
-        let info = attributes(answer.get(16..).unwrap_or_default()).find(|(kind, _)| *kind == IFLA_LINKINFO);
-        let kind = info.and_then(|(_, info)| attributes(info).find(|(kind, _)| *kind == IFLA_INFO_KIND));
-        Ok(Link {
-            peer: number(&answer, 16, IFLA_LINK_NETNSID),
-            bridge: kind.is_some_and(|(_, kind)| kind.starts_with(b"bridge")),
-            cable: kind.is_some_and(|(_, kind)| kind.starts_with(b"veth")),
-        })
-    }
-
-    /// The id of a namespace in this one; `None` if it has none, so that no device leads there.
-    fn nsid(&mut self, namespace: &OwnedFd) -> io::Result<Option<i32>> {
-        let mut request = [0; NSID_REQUEST];
-        header(&mut request, RTM_GETNSID);
-        request[20..22].copy_from_slice(&8u16.to_ne_bytes());
-        request[22..24].copy_from_slice(&NETNSA_FD.to_ne_bytes());
-        request[24..28].copy_from_slice(&namespace.as_raw_fd().to_ne_bytes());
-        let answer = self.ask(&request, RTM_NEWNSID)?;
-        Ok(number(&answer, 4, NETNSA_NSID).filter(|id| *id >= 0))
-    }
-
-    /// The body of the one message that answers.
-    fn ask(&mut self, request: &[u8], wanted: u16) -> io::Result<Vec<u8>> {
-        send(self.socket.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL)?;
-        let mut buffer = vec![0; 32 * 1024];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        buffer.truncate(length);
-        let broken = || io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answered nonsense");
-        let head: &[u8; 16] = buffer.first_chunk().ok_or_else(broken)?;
-        let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        let body = buffer.get(16..length).ok_or_else(broken)?;
-        match u16::from_ne_bytes([head[4], head[5]]) {
-            kind if kind == wanted => Ok(body.to_vec()),
-            NLMSG_ERROR => {
-                let error: &[u8; 4] = body.first_chunk().ok_or_else(broken)?;
-                Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(*error)))
-            }
-            _ => Err(broken()),
-        }
-    }
-}
-
-fn header(request: &mut [u8], kind: u16) {
-    let length = aligned(request.len()) as u32;
-    request[0..4].copy_from_slice(&length.to_ne_bytes());
-    request[4..6].copy_from_slice(&kind.to_ne_bytes());
-    request[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-}
-
-/// A 32-bit attribute behind a fixed header.
-fn number(body: &[u8], fixed: usize, wanted: u16) -> Option<i32> {
-    let (_, value) = attributes(body.get(fixed..)?).find(|(kind, _)| *kind == wanted)?;
-    Some(i32::from_ne_bytes(*value.first_chunk()?))
+fn file_of(pid: i32) -> PathBuf {
+    format!("/proc/{pid}/ns/net").into()
 }
 
 #[cfg(test)]
@@ -204,8 +229,10 @@ mod tests {
     fn the_loopback_device_leads_nowhere() {
         let namespaces = Namespaces::look().unwrap();
         let address = "192.0.2.1".parse().unwrap();
-        assert!(matches!(behind(&namespaces, 1, address), Ok(Beyond::Nowhere)));
-        assert!(behind(&namespaces, 0x7fff_fff0, address).is_err());
+        let mut links = Links::default();
+        assert!(matches!(links.behind(&namespaces, 1, address), Ok(Beyond::Nowhere)));
+        assert!(links.behind(&namespaces, 0x7fff_fff0, address).is_err());
+        assert!(matches!(links.behind(&namespaces, 1, address), Ok(Beyond::Nowhere)), "after an error");
         assert!(cookies().contains(&namespaces.own.id.cookie));
     }
 }

@@ -1,6 +1,7 @@
 //! Network namespaces: which there are, what they are called, and which one a selector means.
 
 pub mod links;
+mod route;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -125,7 +126,10 @@ impl Namespaces {
         let boot: Arc<str> = boot.trim().into();
         let host = host();
         let names = names(host);
-        let own = Namespace { way: Way::Own(File::open(OWN)?.into()), ..open(Path::new(OWN), &names, &boot)? };
+        let own = Namespace {
+            way: Way::Own(File::open(OWN)?.into()),
+            ..open(Path::new(OWN), File::open(OWN)?, &names, &boot)?
+        };
         Ok(Namespaces { generation: 1, names, boot, host, own: Arc::new(own) })
     }
 
@@ -153,7 +157,12 @@ impl Namespaces {
     /// # Errors
     /// There is none.
     pub fn at(&self, path: &Path) -> io::Result<Namespace> {
-        open(path, &self.names, &self.boot)
+        self.of(path, File::open(path)?)
+    }
+
+    /// The same where the file is open already.
+    fn of(&self, path: &Path, file: File) -> io::Result<Namespace> {
+        open(path, file, &self.names, &self.boot)
     }
 
     /// Turns a selector that is a file into one that survives: host, a name, or else the namespace's lifetime.
@@ -256,8 +265,7 @@ fn name(id: NamespaceId, names: &HashMap<u64, Vec<Selector>>, boot: &str) -> Arc
     best.unwrap_or(Selector::Lifetime { cookie: id.cookie, boot: boot.into() }).to_string().into()
 }
 
-fn open(path: &Path, names: &HashMap<u64, Vec<Selector>>, boot: &str) -> io::Result<Namespace> {
-    let file = File::open(path)?;
+fn open(path: &Path, file: File, names: &HashMap<u64, Vec<Selector>>, boot: &str) -> io::Result<Namespace> {
     let inode = file.metadata()?.ino();
     let file = OwnedFd::from(file);
     let cookie = netns::inside(&file, netns::current_cookie)??;

@@ -3,6 +3,7 @@
 
 pub mod datagrams;
 pub mod files;
+pub mod netlink;
 pub mod netns;
 pub mod readiness;
 pub mod socket;
