@@ -7,6 +7,8 @@ mod bypasses;
 mod control;
 #[path = "blackbox/daemon.rs"]
 mod daemon;
+#[path = "blackbox/docker.rs"]
+mod docker;
 #[path = "blackbox/events.rs"]
 mod events;
 #[path = "blackbox/forward.rs"]

@@ -1,9 +1,12 @@
 //! What the commands need from Debian, and why.
 
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{Unfit, cargo, interrupt};
 
@@ -49,7 +52,11 @@ const DEMO: &[Package] = &[
 ];
 
 /// For the tests, on top.
-const TEST: &[Package] = &[program("iputils-ping", "ping", "ICMP in the tests")];
+const TEST: &[Package] = &[
+    program("iputils-ping", "ping", "ICMP in the tests"),
+    program("docker.io", "dockerd", "a Docker of the tests' own, in scratch namespaces; its service is not started"),
+    file("busybox-static", "/bin/busybox", "shell and sleep of the tests' container image"),
+];
 
 /// Where Debian has programs; a root shell's PATH may lack the sbin folders.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -114,6 +121,7 @@ fn install(wanted: &[&Package]) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("there is no apt-get here: install what stands for these packages on this system yourself");
     }
+    let _quiet = NoServices::begin()?;
     // A fresh image has no package lists; old lists name versions that the archive no longer has.
     if !known(&names) || apt_install(&names).is_err() {
         interrupt::check()?;
@@ -123,6 +131,52 @@ fn install(wanted: &[&Package]) -> Result<()> {
     match missing.iter().find(|package| !package.is_there()) {
         Some(package) => bail!("{} was installed, but {:?} is still missing", package.name, package.sign),
         None => Ok(()),
+    }
+}
+
+/// While it lives, packages that are installed do not start their services: Debian's policy-rc.d, see invoke-rc.d(8). A
+/// dockerd outside the tests would put a bridge and rules into the machine's own network namespace.
+struct NoServices {
+    /// The policy is ours to remove.
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const REFUSE_ALL: &str =
+    "#!/bin/sh\n# Of `cargo xtask`, while it installs packages; to be deleted if found later.\nexit 101\n";
+/// "Action forbidden by policy."
+const FORBIDDEN: i32 = 101;
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        match File::options().write(true).create_new(true).mode(0o755).open(POLICY) {
+            Ok(mut file) => {
+                let policy = Self { ours: true };
+                file.write_all(REFUSE_ALL.as_bytes()).with_context(|| format!("writing {POLICY}"))?;
+                Ok(policy)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let answer = Command::new(POLICY).args(["docker", "start"]).status().context(POLICY)?;
+                ensure!(
+                    answer.code() == Some(FORBIDDEN),
+                    "{POLICY} would let a package start its service in the machine's own network namespace: \
+                     install what is missing yourself"
+                );
+                // A run that was killed may have left ours.
+                Ok(Self { ours: fs::read_to_string(POLICY).is_ok_and(|text| text == REFUSE_ALL) })
+            }
+            Err(error) => Err(error).with_context(|| format!("writing {POLICY}")),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("removing {POLICY}: {error}");
+        }
     }
 }
 

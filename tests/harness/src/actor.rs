@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -30,15 +30,17 @@ impl Actor {
     /// # Errors
     /// It could not be started, or failed before it was ready.
     pub fn start(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::from_command(namespace.command(program).args(arguments))
+    }
+
+    /// Starts a command that becomes an actor, or hands its input and output on to one, and waits for its "ready".
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn from_command(command: &mut Command) -> Result<Self> {
         let stderr = tempfile::tempfile()?;
-        let mut running = Running::start(
-            namespace
-                .command(program)
-                .args(arguments)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(stderr.try_clone()?),
-        )?;
+        let mut running =
+            Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr.try_clone()?))?;
         let stdin = running.take_stdin();
         let stdout = running.take_stdout().context("no pipe to the actor")?;
         let mut actor = Self { running, stdin, stdout, stderr, pending: Vec::new() };
@@ -49,7 +51,7 @@ impl Actor {
         Ok(actor)
     }
 
-    /// Its process id.
+    /// The process id of what was started.
     pub fn pid(&self) -> u32 {
         self.running.pid()
     }

@@ -52,7 +52,7 @@ impl Daemon {
     /// It ended before it was ready (the error has what it said), or took longer than [`LIMIT`].
     pub fn start(namespace: &Namespace, program: &Path, files: Files, arguments: &[&str]) -> Result<Self> {
         // A socket left by a killed daemon must not be taken for the new one's.
-        let before = fs::metadata(&files.socket).ok().map(|meta| inode(&meta));
+        let before = identity(&files.socket);
         let folder = files.socket.parent().context("a socket without a folder")?;
         // The watch comes first, so that no change is missed.
         let changes = Watch::new(folder)?;
@@ -75,28 +75,9 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn wait_ready(&mut self, changes: &Watch, before: Option<(u64, u64)>) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.running.ended()? {
-                bail!("app-fw ended before it was ready: {status}\n{}", self.messages());
-            }
-            let now = fs::metadata(&self.files.socket).ok().map(|meta| inode(&meta));
-            if now.is_some() && now != before && UnixStream::connect(&self.files.socket).is_ok() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                bail!("app-fw was not ready within {LIMIT:?}\n{}", self.messages());
-            }
-            // A socket that exists but does not listen yet gives no event when it does: look again soon.
-            let look_again = if now.is_some() && now != before {
-                deadline.min(Instant::now() + Duration::from_millis(2))
-            } else {
-                deadline
-            };
-            wait_readable(&[self.running.pidfd(), changes.fd.as_fd()], look_again)?;
-            changes.drain();
-        }
+    fn wait_ready(&mut self, changes: &Watch, before: Option<Identity>) -> Result<()> {
+        wait_listening(&mut self.running, &self.files.socket, changes, before)
+            .with_context(|| format!("starting app-fw\n{}", self.messages()))
     }
 
     /// Its process id.
@@ -224,19 +205,53 @@ impl Drop for Daemon {
     }
 }
 
-fn inode(meta: &fs::Metadata) -> (u64, u64) {
+/// Waits until a program takes connections at `socket`, which was `before` when the program was started. `changes` watches
+/// the folder since then.
+///
+/// # Errors
+/// The program ended, or took longer than [`LIMIT`].
+pub(crate) fn wait_listening(
+    running: &mut Running,
+    socket: &Path,
+    changes: &Watch,
+    before: Option<Identity>,
+) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = running.ended()? {
+            bail!("it ended before it was ready: {status}");
+        }
+        let now = identity(socket);
+        let is_there = now.is_some() && now != before;
+        if is_there && UnixStream::connect(socket).is_ok() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("it was not ready within {LIMIT:?}");
+        }
+        // A socket that exists but does not listen yet gives no event when it does: look again soon.
+        let look_again = if is_there { deadline.min(Instant::now() + Duration::from_millis(2)) } else { deadline };
+        wait_readable(&[running.pidfd(), changes.fd.as_fd()], look_again)?;
+        changes.drain();
+    }
+}
+
+/// Inode number and change time of a file: the number of one that was unlinked is soon given out again.
+pub(crate) type Identity = (u64, u64);
+
+pub(crate) fn identity(file: &Path) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
-    // The change time too: the number of an unlinked inode is soon given out again.
-    (meta.ino(), meta.ctime_nsec().unsigned_abs())
+    let meta = fs::metadata(file).ok()?;
+    Some((meta.ino(), meta.ctime_nsec().unsigned_abs()))
 }
 
 /// Readable when something in a folder appeared or was written to.
-struct Watch {
+pub(crate) struct Watch {
     fd: OwnedFd,
 }
 
 impl Watch {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let fd = inotify::init(flags).context("inotify")?;
         let what = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::MODIFY;

@@ -20,11 +20,13 @@
 //! start, and commands run there through `nsenter --net=`. (`ip netns exec` would also remount /sys, which hides cgroups
 //! and bpffs from the daemon.)
 //!
-//! Everything needs root, and the commands `ip`, `nsenter`, `setpriv`, `nft` and `iptables`.
+//! Everything needs root, and the commands `ip`, `nsenter`, `setpriv`, `nft` and `iptables`; [`docker`] needs `dockerd`,
+//! `docker` and a busybox without libraries.
 
 pub mod actor;
 pub mod counter;
 pub mod daemon;
+pub mod docker;
 pub mod netns;
 pub mod process;
 pub mod programs;
@@ -36,6 +38,7 @@ use std::time::Duration;
 pub use actor::Actor;
 pub use counter::Counter;
 pub use daemon::Daemon;
+pub use docker::Docker;
 pub use process::{Captured, Running};
 pub use programs::Programs;
 pub use rustix::process::Signal;

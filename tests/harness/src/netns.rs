@@ -242,7 +242,7 @@ pub fn present(prefix: &str, temporary: &Path) -> Vec<String> {
 }
 
 /// Names that belong to a process that is gone.
-fn leftovers(folder: &Path, prefix: &str) -> Vec<String> {
+pub(crate) fn leftovers(folder: &Path, prefix: &str) -> Vec<String> {
     names(folder)
         .filter(|name| maker(name, prefix).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()))
         .collect()

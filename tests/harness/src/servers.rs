@@ -3,7 +3,7 @@
 //! Threads, not processes: a socket stays in the namespace in which it was opened.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Server {
     /// # Errors
     /// The port cannot be bound in that namespace.
     pub fn udp_sink(namespace: &Namespace, port: u16) -> Result<Self> {
-        Self::udp(namespace, port, false)
+        Self::udp(namespace, port, |_| None)
     }
 
     /// A UDP server that sends every datagram back.
@@ -71,7 +71,15 @@ impl Server {
     /// # Errors
     /// The port cannot be bound in that namespace.
     pub fn udp_echo(namespace: &Namespace, port: u16) -> Result<Self> {
-        Self::udp(namespace, port, true)
+        Self::udp(namespace, port, |datagram| Some(datagram.to_vec()))
+    }
+
+    /// A name server on UDP port 53 to which every name has the IPv4 address `address` and nothing else.
+    ///
+    /// # Errors
+    /// The port cannot be bound in that namespace.
+    pub fn names(namespace: &Namespace, address: Ipv4Addr) -> Result<Self> {
+        Self::udp(namespace, 53, move |query| answer_name(query, address))
     }
 
     /// The port it listens on (the one chosen, if 0 was asked for).
@@ -93,12 +101,16 @@ impl Server {
         Self::start(port, move |stop, served| serve_tcp(&listener, stop, served, serve))
     }
 
-    fn udp(namespace: &Namespace, port: u16, echo: bool) -> Result<Self> {
+    fn udp(
+        namespace: &Namespace,
+        port: u16,
+        answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Result<Self> {
         let socket = namespace
             .enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).context("binding"))
             .with_context(|| format!("a UDP server on port {port} in {}", namespace.name()))?;
         let port = socket.local_addr()?.port();
-        Self::start(port, move |stop, served| serve_udp(&socket, stop, served, echo))
+        Self::start(port, move |stop, served| serve_udp(&socket, stop, served, answer))
     }
 
     fn start(port: u16, work: impl FnOnce(BorrowedFd<'_>, &Arc<AtomicU64>) + Send + 'static) -> Result<Self> {
@@ -161,7 +173,12 @@ fn serve_tcp(listener: &TcpListener, stop: BorrowedFd<'_>, served: &Arc<AtomicU6
     }
 }
 
-fn serve_udp(socket: &UdpSocket, stop: BorrowedFd<'_>, served: &Arc<AtomicU64>, echo: bool) {
+fn serve_udp(
+    socket: &UdpSocket,
+    stop: BorrowedFd<'_>,
+    served: &Arc<AtomicU64>,
+    answer: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) {
     let mut buffer = [0; 65536];
     while next(socket.as_fd(), stop) {
         // An error here is the ICMP answer to an earlier datagram.
@@ -169,10 +186,36 @@ fn serve_udp(socket: &UdpSocket, stop: BorrowedFd<'_>, served: &Arc<AtomicU64>, 
             continue;
         };
         served.fetch_add(1, Ordering::SeqCst);
-        if echo {
-            let _ = socket.send_to(&buffer[..length], sender);
+        if let Some(answer) = answer(&buffer[..length]) {
+            let _ = socket.send_to(&answer, sender);
         }
     }
+}
+
+/// The answer to a query, RFC 1035 section 4; none to what is no query.
+fn answer_name(query: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    // Type A, class IN.
+    const ADDRESS: [u8; 4] = [0, 1, 0, 1];
+    // A name is a row of labels that ends with an empty one; type and class follow.
+    let mut end = HEADER;
+    while *query.get(end)? != 0 {
+        end += 1 + usize::from(query[end]);
+    }
+    let question = query.get(HEADER..end + 5)?;
+    let has_address = question.ends_with(&ADDRESS);
+    // Response, recursion desired and available; one question, and an answer if there is one.
+    let mut answer = query.get(..2)?.to_vec();
+    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(has_address), 0, 0, 0, 0]);
+    answer.extend(question);
+    if has_address {
+        // The name of the question; no time to live; four bytes.
+        answer.extend([0xc0, HEADER as u8]);
+        answer.extend(ADDRESS);
+        answer.extend([0, 0, 0, 0, 0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
 }
 
 fn answer_http(stream: &mut TcpStream) -> io::Result<u64> {

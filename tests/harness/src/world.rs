@@ -15,7 +15,7 @@ use crate::daemon::Files;
 use crate::netns::{Namespace, Port, present, sweep};
 use crate::process::{Captured, run};
 use crate::programs::copy_with_other_digest;
-use crate::{Actor, Counter, Daemon, LIMIT, Programs, Running, Server};
+use crate::{Actor, Counter, Daemon, LIMIT, Programs, Running, Server, docker};
 
 /// What a world is for; its names begin with it, so that each kind sweeps up after itself only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,9 @@ impl Kind {
     /// # Errors
     /// Something could not be removed.
     pub fn sweep(self) -> Result<Vec<String>> {
-        sweep(self.prefix(), &std::env::temp_dir())
+        let mut removed = sweep(self.prefix(), &std::env::temp_dir())?;
+        removed.extend(docker::sweep_cgroups(self.prefix())?);
+        Ok(removed)
     }
 
     /// What this very process has made and not removed yet.
@@ -79,6 +81,7 @@ const BEYOND_PEER6: &str = "fd00:af:0:2::2";
 #[derive(Debug)]
 pub struct World {
     label: String,
+    name: String,
     local: Namespace,
     peer: Namespace,
     router: Option<Namespace>,
@@ -129,6 +132,7 @@ impl World {
             folder,
             programs,
             names: AtomicU32::new(0),
+            name,
         };
         world.connect().with_context(|| format!("setting up the world `{label}`"))?;
         Ok(world)
@@ -156,6 +160,11 @@ impl World {
     /// The label it was made with.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// What the names of its namespaces begin with: `afw-test-<pid>-<number>`.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its temporary folder.

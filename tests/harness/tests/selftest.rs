@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::counter::Place;
-use harness::{LIMIT, Ns, World, servers};
+use harness::{Docker, LIMIT, Ns, World, servers};
 
 fn exists(name: &str) -> bool {
     Path::new("/run/netns").join(name).exists()
@@ -280,6 +280,39 @@ fn what_a_killed_run_left_is_swept_by_the_next() -> Result<()> {
     ensure!(!exists(&name) && !folder.path().join(&name).exists());
     ensure!(exists(kept.name()) && folder.path().join(&alive).exists());
     Ok(())
+}
+
+#[test]
+fn docker_ends_with_a_killed_run_and_its_groups_with_the_guard() -> Result<()> {
+    let world = World::new("docker")?;
+    let docker = Docker::start(&world, Ns::Local)?;
+    let container = docker.container(&[])?;
+    let pids = [docker.pid()?, container.pid()].map(|pid| pid.to_string());
+    ensure!(!pids.iter().any(|pid| is_dead(pid)) && !control_groups(&world)?.is_empty());
+    // What a run started itself dies with it; all others only have this one above them.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pids[0]))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?.trim();
+    world.run(Ns::Local, &["kill", "-KILL", parent], LIMIT)?.ok()?;
+    let begun = Instant::now();
+    while !pids.iter().all(|pid| is_dead(pid)) && begun.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
+    assert!(pids.iter().all(|pid| is_dead(pid)), "{pids:?}");
+    // Nobody is left who could remove it.
+    std::mem::forget(container);
+    drop(docker);
+    assert_eq!(control_groups(&world)?, [""; 0]);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains(world.folder().to_str().context("path")?), "{mounts}");
+    Ok(())
+}
+
+/// Control groups of a world, in whatever hierarchies there are.
+fn control_groups(world: &World) -> Result<Vec<String>> {
+    let found = std::process::Command::new("find")
+        .args(["/sys/fs/cgroup", "-maxdepth", "2", "-name", &format!("{}*", world.name())])
+        .output()?;
+    Ok(String::from_utf8(found.stdout)?.lines().map(str::to_owned).collect())
 }
 
 #[test]
