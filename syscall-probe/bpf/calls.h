@@ -27,12 +27,17 @@
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
+#define AF_PACKET 17
+#define AF_XDP 44
+#define SOCK_PACKET 10		   /* with AF_INET: what AF_PACKET was before Linux 2.2, and the kernel still makes it */
+#define SOCK_TYPE_MASK 0xf
 #define SOCK_DGRAM 2
 #define SOCK_BINDPORT_LOCK 8	   /* include/net/sock.h: the port was asked for by bind(), not chosen by the kernel */
 /* Numbers without the size field, as the kernel's own switch compares them. */
 #define IOC_SIZE_MASK 0x3fff0000u
 #define SECCOMP_NOTIF_ADDFD 0x40002103u
 #define BINDER_WRITE_READ 0xc0006201u
+#define SOCKETCALL_SOCKET 1
 #define SOCKETCALL_CONNECT 3
 #define SOCKETCALL_ACCEPT 5
 #define SOCKETCALL_SENDMSG 16
@@ -40,6 +45,9 @@
 #define SOCKETCALL_SENDMMSG 20
 #define IPC_SHMAT 21
 #define IPC_SHMDT 22
+#define PTRACE_TRACEME 0
+#define PTRACE_ATTACH 16
+#define PTRACE_SEIZE 0x4206
 
 /* What a watched call does; kept with the slot it was counted in while it is in flight. */
 #define IN_FLIGHT_SLOT 0x0000ffffu
@@ -49,6 +57,7 @@
 #define IN_FLIGHT_SHED 0x00200000u     /* ... by taking something away */
 #define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
 #define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
+#define IN_FLIGHT_TRACER 0x00400000u   /* may begin to trace another process */
 _Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
 
 /* A library has four or five mappings side by side. */
@@ -225,6 +234,15 @@ static __always_inline u32 installs_descriptors(u32 command)
 	return command == SECCOMP_NOTIF_ADDFD || command == BINDER_WRITE_READ ? IN_FLIGHT_PROCESS : 0;
 }
 
+/* Who begins to trace can do nothing with that before its call ends, so it is early enough to tell then. Whom it traces
+   is a number in a pid namespace, of a thread: it is not looked up, every process counts as changed. */
+static __always_inline u32 begins_to_trace(unsigned long request)
+{
+	if (request == PTRACE_TRACEME)
+		return IN_FLIGHT_IMAGE;
+	return request == PTRACE_ATTACH || request == PTRACE_SEIZE ? IN_FLIGHT_TRACER : 0;
+}
+
 /* Numbers from arch/x86/entry/syscalls/syscall_64.tbl; 512 and up are x32's own, to be had with and (before 5.4)
    without its bit. */
 static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *regs, u32 nr)
@@ -251,6 +269,9 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 		return maps_executable(task, PROT_EXEC);
 	case 157: /* prctl */
 		return (u32)regs->di == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
+	case 101: /* ptrace */
+	case 521: /* x32 ptrace */
+		return begins_to_trace(regs->di);
 	case 46:  /* sendmsg */
 	case 307: /* sendmmsg */
 	case 518: /* x32 sendmsg */
@@ -302,6 +323,8 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) : 0;
 	case 172: /* prctl */
 		return call == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
+	case 26: /* ptrace */
+		return begins_to_trace(call);
 	case 370: /* sendmsg */
 	case 345: /* sendmmsg */
 		return passes_descriptors(task, call);
@@ -328,9 +351,10 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 11: case 16: case 25: case 30: case 42: case 46: case 54: case 59: case 67: case 86: case 90: case 91: case 102: case 117: case 125:
-	case 134: case 157: case 163: case 172: case 192: case 307: case 322: case 329: case 345: case 358: case 362: case 370: case 380: case 397: case 398:
-	case 425: case 426: case 427: case 438: case 514: case 518: case 520: case 538: case 545:
+	case 9: case 10: case 11: case 16: case 25: case 26: case 30: case 42: case 46: case 54: case 59: case 67: case 86: case 90: case 91:
+	case 101: case 102: case 117: case 125: case 134: case 157: case 163: case 172: case 192: case 307: case 322: case 329: case 345:
+	case 358: case 362: case 370: case 380: case 397: case 398: case 425: case 426: case 427: case 438: case 514: case 518: case 520:
+	case 521: case 538: case 545:
 		return 1;
 	}
 	return 0;
@@ -359,7 +383,7 @@ static __always_inline void begin(u32 what)
 	   be believed. A wide call without a note cannot be awaited; then everything that is derived while it runs
 	   must be distrusted, which only the table of 65536 running calls can cause. */
 	if (bpf_map_update_elem(&in_flight_threads, &thread, &note, BPF_NOEXIST)) {
-		if (what & IN_FLIGHT_WIDE) {
+		if (what & (IN_FLIGHT_WIDE | IN_FLIGHT_TRACER)) {
 			__sync_fetch_and_add(&all->in_flight, 1);
 			move(&all->generation);
 		}
@@ -390,6 +414,8 @@ static __always_inline void end(u64 thread, u32 note)
 
 	if (!slot || !all)
 		return;
+	if (note & IN_FLIGHT_TRACER)
+		__sync_fetch_and_add(&all->tracers, 1);
 	if (note & IN_FLIGHT_WIDE) {
 		move(&all->generation);
 		__sync_fetch_and_add(&all->in_flight, -1);
@@ -447,6 +473,34 @@ static __always_inline void tell_call(struct task_struct *task, struct pt_regs *
 		tell_change(CHANGE_UNCLEAR, task, shared);
 }
 
+/* What event a call that ends has to be told by if it made a socket that passes beside netfilter, which no cgroup hook
+   sees; else 0. The arguments of socketcall are in user memory, so there the new descriptor tells. */
+static __always_inline u32 bypass_socket_made(struct task_struct *task, struct pt_regs *regs, u32 nr, long fd)
+{
+	bool is_32 = task->thread_info.status & TS_COMPAT;
+	u32 family, type;
+
+	if (fd < 0)
+		return 0;
+	if (nr == 41 && !is_32) {
+		family = regs->di;
+		type = regs->si;
+	} else if (nr == 359 && is_32) {
+		family = regs->bx;
+		type = regs->cx;
+	} else if (nr == 102 && is_32 && regs->bx == SOCKETCALL_SOCKET) {
+		family = BPF_CORE_READ(socket_of(task, fd), __sk_common.skc_family);
+		type = 0;
+	} else {
+		return 0;
+	}
+	if (family == AF_XDP)
+		return EVENT_XDP_SOCKET;
+	if (family == AF_PACKET || (family == AF_INET && (type & SOCK_TYPE_MASK) == SOCK_PACKET))
+		return EVENT_PACKET_SOCKET;
+	return 0;
+}
+
 /* What ends is what was noted at the start: descriptors and registers may be others by now. */
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
@@ -460,6 +514,13 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		task = bpf_get_current_task_btf();
 		if (accepts(task, regs, nr))
 			note_accepted(task, ret);
+	}
+	if (nr == 41 || nr == 102 || nr == 359) {
+		task = bpf_get_current_task_btf();
+		u32 kind = bypass_socket_made(task, regs, nr, ret);
+
+		if (kind)
+			tell(kind, task->tgid, task->group_leader->start_boottime, task->nsproxy->net_ns->ns.inum);
 	}
 	if (!watched(nr))
 		return 0;

@@ -6,6 +6,17 @@
 
 #include "calls.h"
 
+/* An open descriptor of a socket that passes beside netfilter. */
+struct bypass_record {
+	u32 tgid;
+	u32 netns; /* inode number of the network namespace */
+	u64 start; /* start_boottime of the thread group leader, ns */
+	u64 inode; /* in sockfs, as in /proc/PID/fd */
+	u16 family;
+	u16 padding[3];
+};
+_Static_assert(sizeof(struct bypass_record) == 32, "mirrored in src/layout.rs");
+
 struct socket_record {
 	u32 tgid;
 	u32 fd;
@@ -77,6 +88,35 @@ int dump_sockets(struct bpf_iter__task_file *ctx)
 		bpf_probe_read_kernel(record.remote, sizeof(record.remote), &sk->__sk_common.skc_v6_daddr);
 	}
 	/* A record that does not fit is shown again in the next buffer: records arrive whole. */
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	return 0;
+}
+
+/* A program apart: who looks for the holders of a flow need not be shown these. */
+SEC("iter/task_file")
+int dump_bypass_sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct bypass_record record = {};
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	record.family = sk->__sk_common.skc_family;
+	if (record.family != AF_PACKET && record.family != AF_XDP)
+		return 0;
+	record.tgid = task->tgid;
+	record.netns = sk->__sk_common.skc_net.net->ns.inum;
+	record.start = task->group_leader->start_boottime;
+	record.inode = file->f_inode->i_ino;
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }

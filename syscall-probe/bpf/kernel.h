@@ -42,6 +42,18 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct mm_struct {
 	struct atomic mm_users;
 	unsigned long start_code;
@@ -65,12 +77,14 @@ struct io_uring_task;
 struct task_struct {
 	struct thread_info thread_info;
 	struct mm_struct *mm;
+	unsigned int ptrace; /* 0: the thread is not traced */
 	unsigned int personality;
 	int pid;
 	int tgid;
 	struct task_struct *group_leader;
 	u64 start_boottime;
 	struct files_struct *files;
+	struct nsproxy *nsproxy;
 	struct io_uring_task *io_uring;
 	struct signal_struct *signal;
 };
@@ -118,14 +132,6 @@ struct file___with_count {
 
 struct in6_addr {
 	u8 bytes[16];
-};
-
-struct ns_common {
-	unsigned int inum;
-};
-
-struct net {
-	struct ns_common ns;
 };
 
 struct sock_common {

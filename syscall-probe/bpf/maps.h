@@ -53,7 +53,7 @@ struct wide {
 	u64 lost_writers; /* writers for which `writers` had no room */
 	u64 lost_changes; /* changes for which the ring had no room */
 	s32 in_flight;	  /* calls in flight that may change any process */
-	u32 padding;
+	u32 tracers;	  /* moves when somebody has begun to trace a process other than itself */
 };
 _Static_assert(sizeof(struct wide) == 56, "mirrored in src/layout.rs");
 
@@ -105,23 +105,25 @@ struct sender {
 	u32 packet; /* its id in the queue */
 	u32 queue;
 	u32 tgid;
-	u32 settled; /* nothing was changing what it is made of */
+	u32 flags; /* SENDER_* */
 	u64 start;   /* start_boottime of the thread group leader, ns */
 	u64 image_generation;
 	u64 shed_generation;
 	u64 raw_sockets;
 };
 _Static_assert(sizeof(struct sender) == 48, "mirrored in src/layout.rs");
+#define SENDER_SETTLED 1u /* nothing was changing what it is made of */
+#define SENDER_TRACED 2u  /* the thread that ran is traced */
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 
-enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4 };
+enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4, EVENT_PACKET_SOCKET = 5, EVENT_XDP_SOCKET = 6 };
 
 struct event {
 	u32 kind;
 	u32 tgid;
 	u64 start; /* start_boottime of the thread group leader, ns */
-	u32 other_tgid;
+	u32 other; /* EVENT_FORK: tgid of the child; EVENT_*_SOCKET: inode number of the network namespace */
 	u32 padding;
 };
 _Static_assert(sizeof(struct event) == 24, "mirrored in src/layout.rs");
@@ -314,7 +316,7 @@ static __always_inline u64 move_port(u16 port)
 	return generation ? __sync_fetch_and_add(generation, 1) + 1 : 0;
 }
 
-static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other_tgid)
+static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	struct wide *all;
@@ -323,7 +325,7 @@ static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other_tgid)
 		event->kind = kind;
 		event->tgid = tgid;
 		event->start = start;
-		event->other_tgid = other_tgid;
+		event->other = other;
 		event->padding = 0;
 		bpf_ringbuf_submit(event, 0);
 		return;

@@ -45,7 +45,9 @@ int on_queued(struct __sk_buff *message)
 	sender->packet = packet;
 	sender->queue = queue;
 	sender->tgid = tgid;
-	sender->settled = !(*(volatile u32 *)&slot->unreliable & UNRELIABLE_IMAGE) && !*(volatile s32 *)&slot->image_in_flight;
+	sender->flags = BPF_CORE_READ(task, ptrace) ? SENDER_TRACED : 0;
+	if (!(*(volatile u32 *)&slot->unreliable & UNRELIABLE_IMAGE) && !*(volatile s32 *)&slot->image_in_flight)
+		sender->flags |= SENDER_SETTLED;
 	sender->start = BPF_CORE_READ(task, group_leader, start_boottime);
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
 	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;

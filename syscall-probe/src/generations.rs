@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 use crate::Hook;
 use crate::layout::{
     Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES,
-    SENDER_SLOTS, Sender, SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
+    SENDER_SETTLED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
 };
 use crate::sys::SharedArray;
 
@@ -27,7 +27,8 @@ pub struct Generation {
 /// Which generations can be relied upon. Where one of these is false, nothing that depends on it may be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exact {
-    /// [`Generations::process`] and [`Generations::image`]; without it no process is ever settled.
+    /// [`Generations::process`], [`Generations::image`] and [`Generations::tracers`]; without it no process is ever
+    /// settled.
     pub processes: bool,
     /// [`Generations::port`].
     pub ports: bool,
@@ -104,8 +105,8 @@ impl Generations {
     }
 
     /// The generation of what the process with this id is made of. It moves at exec, when the id is given to another
-    /// process, when something executable is mapped or unmapped. It stands still when the process ends: what it was
-    /// made of to its end stays true. [`Generations::wide`] moves too when the change is another process's doing.
+    /// process, when something executable is mapped or unmapped, and when it lets itself be traced. It stands still when
+    /// the process ends: what it was made of to its end stays true. [`Generations::wide`] moves too when the change is another process's doing.
     pub fn image(&self, tgid: u32) -> Generation {
         let slot = self.slot(tgid);
         self.read(&slot.image_generation, &slot.image_in_flight, slot, UNRELIABLE_IMAGE)
@@ -158,15 +159,17 @@ impl Generations {
         if !is_it() {
             return None;
         }
+        let flags = slot.flags.load(Ordering::Acquire);
         let sender = Sender {
             tgid: slot.tgid.load(Ordering::Acquire),
             start: slot.start.load(Ordering::Acquire),
             image: Generation {
                 value: slot.image_generation.load(Ordering::Acquire),
-                settled: slot.settled.load(Ordering::Acquire) != 0 && self.exact().processes,
+                settled: flags & SENDER_SETTLED != 0 && self.exact().processes,
             },
             shed: slot.shed_generation.load(Ordering::Acquire),
             raw_sockets: slot.raw_sockets.load(Ordering::Acquire),
+            traced: flags & SENDER_TRACED != 0,
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)
@@ -244,6 +247,12 @@ impl Generations {
     /// Moves when a raw socket is made or closed. An answer to who may have sent a packet depends on it.
     pub fn raw_sockets(&self) -> u64 {
         self.wide_slot().raw_sockets.load(Ordering::Acquire)
+    }
+
+    /// Moves when somebody has begun to trace another process (ptrace): whoever was not traced before may be now. Who
+    /// lets itself be traced (PTRACE_TRACEME) moves its own [`Generations::image`]; nothing moves when tracing ends.
+    pub fn tracers(&self) -> u32 {
+        self.wide_slot().tracers.load(Ordering::Acquire)
     }
 
     /// Which generations can be relied upon.

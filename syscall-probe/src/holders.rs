@@ -5,11 +5,11 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::layout::{SOCKET_RECORD, SocketRecord};
+use crate::layout::{BYPASS_RECORD, BypassRecord, DecodeError, SOCKET_RECORD, SocketRecord};
 use crate::sys;
 
-/// Records read at once. A buffer on the stack keeps look-ups free of allocation and locks.
-const RECORDS: usize = 128;
+/// Bytes read at once. A buffer on the stack keeps look-ups free of allocation and locks.
+const BUFFER: usize = 128 * SOCKET_RECORD;
 
 /// Lists open IPv4 and IPv6 sockets of any protocol: one [`SocketRecord`] per descriptor.
 ///
@@ -22,11 +22,12 @@ const RECORDS: usize = 128;
 #[derive(Debug, Clone)]
 pub struct Holders {
     program: Arc<OwnedFd>,
+    bypass_program: Arc<OwnedFd>,
 }
 
 impl Holders {
-    pub(crate) fn new(program: OwnedFd) -> Holders {
-        Holders { program: Arc::new(program) }
+    pub(crate) fn new(program: OwnedFd, bypass_program: OwnedFd) -> Holders {
+        Holders { program: Arc::new(program), bypass_program: Arc::new(bypass_program) }
     }
 
     /// Appends the sockets of one process to `out`; none if there is no such process.
@@ -39,10 +40,12 @@ impl Holders {
             return Ok(()); // The kernel would take it for "all".
         }
         // A kernel that cannot restrict the iteration lists everything.
-        self.list(tgid, |record| {
+        list::<SOCKET_RECORD>(&self.program, tgid, |record| {
+            let record = SocketRecord::decode(record)?;
             if record.tgid == tgid {
                 out.push(record);
             }
+            Ok(())
         })
     }
 
@@ -52,27 +55,50 @@ impl Holders {
     ///
     /// As [`Holders::of_process`].
     pub fn all(&self, out: &mut Vec<SocketRecord>) -> io::Result<()> {
-        self.list(0, |record| out.push(record))
+        list::<SOCKET_RECORD>(&self.program, 0, |record| {
+            out.push(SocketRecord::decode(record)?);
+            Ok(())
+        })
     }
 
-    fn list(&self, tgid: u32, mut each: impl FnMut(SocketRecord)) -> io::Result<()> {
-        let mut iterator = File::from(sys::start_iterator(self.program.as_fd(), tgid)?);
-        let mut buffer = [0; RECORDS * SOCKET_RECORD];
-        let mut filled = 0;
-        loop {
-            let read = read_some(&mut iterator, &mut buffer[filled..])?;
-            if read == 0 {
-                return if filled == 0 { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) };
-            }
-            filled += read;
-            let whole = filled - filled % SOCKET_RECORD;
-            for record in buffer[..whole].chunks_exact(SOCKET_RECORD) {
-                each(SocketRecord::decode(record).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?);
-            }
-            // The kernel writes whole records, but what is left of its buffer may end within one of ours.
-            buffer.copy_within(whole..filled, 0);
-            filled -= whole;
+    /// Lists the open sockets that pass beside netfilter (`AF_PACKET`, `AF_XDP`), of all processes and network
+    /// namespaces: one record per descriptor.
+    ///
+    /// # Errors
+    ///
+    /// As [`Holders::of_process`].
+    pub fn bypass_sockets(&self) -> io::Result<Vec<BypassRecord>> {
+        let mut found = Vec::new();
+        list::<BYPASS_RECORD>(&self.bypass_program, 0, |record| {
+            found.push(BypassRecord::decode(record)?);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+}
+
+/// Runs an iterator that writes records of `LENGTH` bytes.
+fn list<const LENGTH: usize>(
+    program: &OwnedFd,
+    tgid: u32,
+    mut each: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+) -> io::Result<()> {
+    let mut iterator = File::from(sys::start_iterator(program.as_fd(), tgid)?);
+    let mut buffer = [0; BUFFER];
+    let mut filled = 0;
+    loop {
+        let read = read_some(&mut iterator, &mut buffer[filled..])?;
+        if read == 0 {
+            return if filled == 0 { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) };
         }
+        filled += read;
+        let whole = filled - filled % LENGTH;
+        for record in buffer[..whole].chunks_exact(LENGTH) {
+            each(record).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        }
+        // The kernel writes whole records, but what is left of its buffer may end within one of ours.
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
     }
 }
 

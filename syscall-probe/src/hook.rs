@@ -115,7 +115,7 @@ impl Hook {
             Hook::SockRelease => &["on_sock_release"],
             Hook::Bind => &["on_post_bind4", "on_post_bind6"],
             Hook::InodeDirty => &["on_inode_dirty"],
-            Hook::Sockets => &["dump_sockets"],
+            Hook::Sockets => &["dump_sockets", "dump_bypass_sockets"],
             Hook::Senders => &["on_queued"],
         }
     }

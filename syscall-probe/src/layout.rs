@@ -47,7 +47,7 @@ pub(crate) struct Wide {
     pub(crate) lost_writers: AtomicU64,
     pub(crate) lost_changes: AtomicU64,
     pub(crate) in_flight: AtomicI32,
-    padding: AtomicU32,
+    pub(crate) tracers: AtomicU32,
 }
 
 /// Queues that have slots of their own for senders; a queue uses those of its number modulo this.
@@ -61,7 +61,8 @@ pub(crate) struct SenderSlot {
     pub(crate) packet: AtomicU32,
     pub(crate) queue: AtomicU32,
     pub(crate) tgid: AtomicU32,
-    pub(crate) settled: AtomicU32,
+    /// `SENDER_*`
+    pub(crate) flags: AtomicU32,
     pub(crate) start: AtomicU64,
     pub(crate) image_generation: AtomicU64,
     pub(crate) shed_generation: AtomicU64,
@@ -100,6 +101,8 @@ pub(crate) const EVENT: usize = 24;
 pub(crate) const CHANGE: usize = 88;
 /// Length of `struct socket_record`.
 pub(crate) const SOCKET_RECORD: usize = 88;
+/// Length of `struct bypass_record`.
+pub(crate) const BYPASS_RECORD: usize = 32;
 
 /// Who made a socket, as the kernel saw it when the socket was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +159,12 @@ pub struct Sender {
     pub shed: u64,
     /// [`crate::Generations::raw_sockets`] at that moment.
     pub raw_sockets: u64,
+    /// Its thread was traced (ptrace).
+    pub traced: bool,
 }
+
+pub(crate) const SENDER_SETTLED: u32 = 1;
+pub(crate) const SENDER_TRACED: u32 = 2;
 
 /// The last TCP connection that a process began from a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +246,28 @@ pub enum EventKind {
     Exit,
     /// A call that may have mapped something executable into it succeeded.
     ExecMapping,
+    /// It made a socket that passes beside netfilter (`AF_PACKET`, `AF_XDP`). One made through io_uring is not told of.
+    BypassSocket {
+        /// `AF_PACKET` or `AF_XDP`.
+        family: u16,
+        /// Inode number of the socket's network namespace.
+        netns: u32,
+    },
+}
+
+/// An open descriptor of a socket that passes beside netfilter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BypassRecord {
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
+    pub start: u64,
+    /// Inode number of the socket, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// Inode number of the socket's network namespace, as in `/proc/PID/ns/net`.
+    pub netns: u32,
+    /// `AF_PACKET` or `AF_XDP`.
+    pub family: u16,
 }
 
 /// Something that happened to a process.
@@ -436,6 +466,8 @@ impl Event {
             2 => EventKind::Fork { child: u32_at(record, 16) },
             3 => EventKind::Exit,
             4 => EventKind::ExecMapping,
+            5 => EventKind::BypassSocket { family: libc::AF_PACKET as u16, netns: u32_at(record, 16) },
+            6 => EventKind::BypassSocket { family: libc::AF_XDP as u16, netns: u32_at(record, 16) },
             unknown => return Err(DecodeError::EventKind(unknown)),
         };
         Ok(Event { tgid: u32_at(record, 4), start: u64_at(record, 8), kind })
@@ -471,6 +503,19 @@ impl Change {
             generation: u64_at(record, 16),
             shared: u32_at(record, 36) != 0,
             kind,
+        })
+    }
+}
+
+impl BypassRecord {
+    pub(crate) fn decode(record: &[u8]) -> Result<BypassRecord, DecodeError> {
+        let record: &[u8; BYPASS_RECORD] = exact(record)?;
+        Ok(BypassRecord {
+            tgid: u32_at(record, 0),
+            netns: u32_at(record, 4),
+            start: u64_at(record, 8),
+            inode: u64_at(record, 16),
+            family: u16_at(record, 24),
         })
     }
 }
@@ -556,13 +601,15 @@ mod tests {
         assert_eq!(kind(2), Ok(EventKind::Fork { child: 4712 }));
         assert_eq!(kind(3), Ok(EventKind::Exit));
         assert_eq!(kind(4), Ok(EventKind::ExecMapping));
+        assert_eq!(kind(5), Ok(EventKind::BypassSocket { family: 17, netns: 4712 }));
+        assert_eq!(kind(6), Ok(EventKind::BypassSocket { family: 44, netns: 4712 }));
         assert_eq!(Event::decode(&event(1)), Ok(Event { tgid: 4711, start: 1_234_567_890_123, kind: EventKind::Exec }));
     }
 
     #[test]
     fn an_unknown_event_is_an_error() {
         assert_eq!(Event::decode(&event(0)), Err(DecodeError::EventKind(0)));
-        assert_eq!(Event::decode(&event(5)), Err(DecodeError::EventKind(5)));
+        assert_eq!(Event::decode(&event(7)), Err(DecodeError::EventKind(7)));
         assert_eq!(Event::decode(&event(u32::MAX)), Err(DecodeError::EventKind(u32::MAX)));
     }
 
@@ -621,6 +668,19 @@ mod tests {
                 Err(DecodeError::Length { found: length, expected: SOCKET_RECORD })
             );
         }
+    }
+
+    #[test]
+    fn a_socket_beside_netfilter() {
+        let mut record = [0; BYPASS_RECORD];
+        put(&mut record, 0, &1_u32.to_ne_bytes());
+        put(&mut record, 4, &2_u32.to_ne_bytes());
+        put(&mut record, 8, &3_u64.to_ne_bytes());
+        put(&mut record, 16, &4_u64.to_ne_bytes());
+        put(&mut record, 24, &17_u16.to_ne_bytes());
+        let expected = BypassRecord { tgid: 1, netns: 2, start: 3, inode: 4, family: 17 };
+        assert_eq!(BypassRecord::decode(&record), Ok(expected));
+        assert!(BypassRecord::decode(&record[1..]).is_err());
     }
 
     #[test]

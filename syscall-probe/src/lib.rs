@@ -43,8 +43,8 @@ pub use generations::{Exact, FileWatch, Generation, Generations};
 pub use holders::Holders;
 pub use hook::{Hook, UnknownHook};
 pub use layout::{
-    Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, MappedFile, Sender, SocketRecord, Writer,
-    Writers,
+    BypassRecord, Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, MappedFile, Sender,
+    SocketRecord, Writer, Writers,
 };
 pub use probe::{Options, Probe};
 pub use sockets::{LookupError, SocketTable};

@@ -113,7 +113,7 @@ impl Probe {
         self.sockets.clone()
     }
 
-    /// The lister of open sockets; `None` without [`Hook::Sockets`].
+    /// The listers of open sockets; `None` without [`Hook::Sockets`].
     pub fn holders(&self) -> Option<Holders> {
         self.holders.clone()
     }
@@ -208,7 +208,8 @@ fn holders(programs: &Ebpf, missing: &[(Hook, String)]) -> Option<Holders> {
     if missing.iter().any(|(hook, _)| *hook == Hook::Sockets) {
         return None;
     }
-    iterator_program(programs, Hook::Sockets.programs()[0]).ok().map(Holders::new)
+    let [sockets, bypass] = Hook::Sockets.programs() else { return None };
+    Some(Holders::new(iterator_program(programs, sockets).ok()?, iterator_program(programs, bypass).ok()?))
 }
 
 /// Attaches every hook that is not to be left off, in the order of [`Hook::ALL`], and returns those that are absent.

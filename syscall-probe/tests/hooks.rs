@@ -1,10 +1,11 @@
 //! Each hook moves what it must, and does not move what it need not. Needs root and a real kernel.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use syscall_probe::{Generations, Options, Probe};
+use syscall_probe::{EventKind, Generations, Options, Probe};
 
 mod actor;
 use actor::Actor;
@@ -216,6 +217,25 @@ fn taking_a_descriptor_moves_everything() {
 }
 
 #[test]
+fn beginning_to_trace_moves_the_count_of_tracers() {
+    let (all, mut actor) = (generations(), Actor::start());
+    for act in ["attach-to-nobody", "seize-nobody", "seize-nobody-32"] {
+        moves(|| all.tracers(), || drop(actor.act(act)));
+    }
+    stands_still(|| all.tracers(), || drop(actor.act("peek-nobody")));
+    settles(&all, actor.tgid());
+}
+
+#[test]
+fn letting_oneself_be_traced_moves_the_image() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    stands_still(|| all.image(tgid).value, || drop(actor.act("peek-nobody")));
+    moves(|| all.image(tgid).value, || drop(actor.act("traceme")));
+    settles(&all, tgid);
+}
+
+#[test]
 fn fork_moves_parent_and_child() {
     act_moves_process("fork");
     let (all, mut actor) = (generations(), Actor::start());
@@ -364,6 +384,40 @@ fn a_raw_socket_moves_the_generation_of_raw_sockets() {
     let (all, mut actor) = (generations(), Actor::start());
     moves(|| all.raw_sockets(), || drop(actor.act("raw r")));
     moves(|| all.raw_sockets(), || drop(actor.act("close r")));
+}
+
+#[test]
+fn sockets_beside_netfilter_are_told_of_and_listed() {
+    // A probe of its own: its events are nobody else's.
+    let mut probe = Probe::load(&Options::default()).expect("the probe loads");
+    let mut events = probe.take_events().expect("taken once");
+    let holders = probe.holders().expect("the iterator");
+    let mut actor = Actor::start();
+    let netns = std::fs::metadata(actor.proc("ns/net")).expect("it lives").ino() as u32;
+    let packet = nix::libc::AF_PACKET as u16;
+    let xdp = nix::libc::AF_XDP as u16;
+    for (act, family) in [("packet", packet), ("packet-of-old", packet), ("packet-32", packet), ("xdp", xdp)] {
+        let descriptor = actor.number(&format!("{act} a"));
+        let told = std::iter::from_fn(|| events.next())
+            .flatten()
+            .any(|event| event.tgid == actor.tgid() && event.kind == EventKind::BypassSocket { family, netns });
+        assert!(told, "{act}");
+        let inode = std::fs::metadata(actor.proc(&format!("fd/{descriptor}"))).expect("a descriptor").ino();
+        let listed = holders.bypass_sockets().expect("a list");
+        let found: Vec<_> = listed.iter().filter(|record| record.inode == inode).collect();
+        assert_eq!(found.len(), 1, "{act}: {listed:?}");
+        assert_eq!((found[0].tgid, found[0].netns, found[0].family), (actor.tgid(), netns, family), "{act}");
+        assert_eq!(found[0].start / 10_000_000, start_in_ticks(actor.tgid()));
+        actor.act("close a");
+        let listed = holders.bypass_sockets().expect("a list");
+        assert!(listed.iter().all(|record| record.inode != inode), "{act}: {listed:?}");
+    }
+    actor.act("udp u");
+    actor.act("raw r");
+    let told = std::iter::from_fn(|| events.next())
+        .flatten()
+        .any(|event| event.tgid == actor.tgid() && matches!(event.kind, EventKind::BypassSocket { .. }));
+    assert!(!told);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use nix::libc;
 use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
 use nix::sys::socket::{MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt};
 
+/// Of linux/net.h.
+const SOCK_PACKET: i32 = 10;
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 #[derive(Default)]
@@ -45,6 +47,15 @@ impl Stage {
             ["mprotect-32", protection] => mprotect_32(protections(protection))?,
             ["mmap-read-implies-exec"] => mmap_read_implies_exec()?,
             ["shmat", flags] => shmat(flags.parse()?)?,
+            ["traceme"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_TRACEME.into(), 0, 0]),
+            ["attach-to-nobody"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_ATTACH.into(), 0, 0]),
+            ["seize-nobody"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_SEIZE.into(), 0, 0]),
+            ["seize-nobody-32"] => drop(call_32(26, [0x4206, 0, 0])),
+            ["peek-nobody"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_PEEKDATA.into(), 0, 0]),
+            ["packet", name] => return self.packet(name, libc::AF_PACKET, libc::SOCK_RAW),
+            ["packet-of-old", name] => return self.packet(name, libc::AF_INET, SOCK_PACKET),
+            ["packet-32", name] => return self.packet_32(name),
+            ["xdp", name] => return self.packet(name, libc::AF_XDP, libc::SOCK_RAW),
             ["fork"] => fork()?,
             ["clone-mmap", flags] => clone_mmap(flags.parse()?)?,
             ["become-a-shell"] => return Err(become_a_shell().into()),
@@ -210,6 +221,22 @@ impl Stage {
         Ok(self.keep(name, unsafe { OwnedFd::from_raw_fd(socket) }).to_string())
     }
 
+    fn packet(&mut self, name: &str, family: i32, kind: i32) -> Result<String> {
+        // SAFETY: no memory is involved.
+        let socket = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) };
+        ensure!(socket >= 0, "socket");
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(self.keep(name, unsafe { OwnedFd::from_raw_fd(socket) }).to_string())
+    }
+
+    /// socket(AF_PACKET, SOCK_RAW, 0) by the 32-bit entry.
+    fn packet_32(&mut self, name: &str) -> Result<String> {
+        let socket = call_32(359, [libc::AF_PACKET as u64, libc::SOCK_RAW as u64, 0]);
+        ensure!(socket >= 0, "the 32-bit socket returned {socket}");
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(self.keep(name, unsafe { OwnedFd::from_raw_fd(socket) }).to_string())
+    }
+
     fn ping(&mut self, name: &str) -> Result<String> {
         std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0")?; // of the actor's own namespace
         // SAFETY: no memory is involved.
@@ -334,6 +361,26 @@ fn mprotect_32(protection: ProtFlags) -> Result<()> {
     };
     ensure!(result == 0, "the 32-bit mprotect returned {result:#x}");
     Ok(())
+}
+
+/// A call without pointers by the 32-bit entry.
+fn call_32(number: u64, arguments: [u64; 3]) -> i32 {
+    let [first, second, third] = arguments;
+    let mut result = number;
+    // SAFETY: no memory is involved; the call changes no register but rax and clobbers r8 to r11.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {first}",
+            "int 0x80",
+            "xchg rbx, {first}",
+            first = inout(reg) first => _,
+            inout("rax") result,
+            in("rcx") second,
+            in("rdx") third,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result as i32
 }
 
 fn mmap_read_implies_exec() -> Result<()> {

@@ -67,7 +67,17 @@ impl Actor {
     /// Kills the actor and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().expect("the actor can be killed");
+        self.reap_traced();
         self.child.wait().expect("the actor ends");
+    }
+
+    /// If the caller traces the acting thread (`traceme`), it must take note of that thread's end before the process can.
+    fn reap_traced(&self) {
+        use nix::sys::wait::{WaitPidFlag, waitpid};
+        if let Ok(thread) = self.thread.parse() {
+            // An error: it is not traced.
+            let _ = waitpid(nix::unistd::Pid::from_raw(thread), Some(WaitPidFlag::__WALL));
+        }
     }
 
     fn reply(&mut self) -> String {
@@ -86,6 +96,7 @@ impl Drop for Actor {
     fn drop(&mut self) {
         self.commands = None;
         let _ = self.child.kill();
+        self.reap_traced();
         let _ = self.child.wait();
     }
 }
