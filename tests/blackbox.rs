@@ -25,3 +25,5 @@ mod pair;
 mod rules;
 #[path = "blackbox/signature.rs"]
 mod signature;
+#[path = "blackbox/visible.rs"]
+mod visible;

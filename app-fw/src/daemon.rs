@@ -204,6 +204,7 @@ fn start(
         census: Census::default(),
         chronicle: chronicle.clone(),
         namespaces: namespaces.clone(),
+        rules: rules.clone(),
     };
     let investigators = Investigators::start(&means, probe).map_err(system("starting the investigators"))?;
     let journal =

@@ -20,6 +20,7 @@ use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
 use crate::clock::Clock;
 use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, Process, Reader};
+use crate::matcher::Ruleset;
 use crate::namespaces::links::{Beyond, Links};
 use crate::namespaces::{Namespace, Namespaces};
 
@@ -152,6 +153,8 @@ pub struct Means {
     pub chronicle: Option<Arc<Chronicle>>,
     /// The namespaces there are.
     pub namespaces: Arc<ArcSwap<Namespaces>>,
+    /// The rules, which say what is of interest.
+    pub rules: Arc<ArcSwap<Ruleset>>,
 }
 
 const SEARCHERS: usize = 2;
@@ -277,6 +280,7 @@ impl Means {
             digests: &self.digests,
             generations: self.generations.as_ref().filter(exact),
             chronicle: self.chronicle.as_deref(),
+            beyond: self.rules.load().asks_beyond_files(),
         }
     }
 

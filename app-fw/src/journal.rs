@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use shared::event::{Event, EventFlow, EventOwner, EventRule};
 use shared::{Cause, Chain, Flow};
 
-use crate::image::{Image, Process, TICK};
+use crate::image::{Beyond, Image, Process, TICK};
 use crate::pipeline::{Answer, Tell};
 
 /// Events that may wait for the writer.
@@ -195,6 +195,8 @@ fn owners(answer: &Answer) -> Vec<EventOwner> {
         path: None,
         program: None,
         image: None,
+        anon_exec: false,
+        traced_by: None,
         undetermined: Some(cause),
     }));
     owners
@@ -202,12 +204,16 @@ fn owners(answer: &Answer) -> Vec<EventOwner> {
 
 fn owner(process: Process, image: &Result<Arc<Image>, Cause>) -> EventOwner {
     let known = image.as_ref().ok();
+    // If no rule asked, it is looked at now.
+    let beyond = known.and_then(|image| image.beyond.or_else(|| Beyond::of(process).ok()));
     EventOwner {
         pid: Some(process.tgid),
         start: Some(process.start * TICK),
         path: known.map(|image| image.program.clone()),
         program: known.and_then(|image| image.program_digest),
         image: known.and_then(|image| image.aggregate),
+        anon_exec: beyond.is_some_and(|beyond| beyond.anon_exec == Some(true)),
+        traced_by: beyond.and_then(|beyond| beyond.traced_by),
         undetermined: image.as_ref().map_or_else(|cause| Some(*cause), |image| image.gap),
     }
 }

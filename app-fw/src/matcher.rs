@@ -44,6 +44,10 @@ pub struct Made<'a> {
     pub complete: bool,
     /// The aggregate digest, if it is known.
     pub aggregate: Option<Digest>,
+    /// It has executable memory whose content no file holds. `None` if that is not known.
+    pub anon_exec: Option<bool>,
+    /// Another process traces it. `None` if that is not known.
+    pub traced: Option<bool>,
 }
 
 /// One owner of a packet.
@@ -152,7 +156,7 @@ fn flow_holds(on: &Match, flow: &Flow) -> Option<Tri> {
         Match::Protocol(protocol) => (*protocol == flow.protocol).into(),
         Match::SourcePort(wanted) => port(*wanted, |source, _| source),
         Match::DestinationPort(wanted) => port(*wanted, |_, destination| destination),
-        Match::SngHash(_) | Match::AggHash(_) => return None,
+        Match::SngHash(_) | Match::AggHash(_) | Match::AnonExec | Match::Traced => return None,
     })
 }
 
@@ -173,6 +177,13 @@ fn owner_holds(on: &Match, owner: &Owner<'_>) -> Option<Tri> {
         Match::SngHash(wanted) if made.digests.contains(wanted) => Some(Tri::Yes),
         Match::SngHash(_) => Some(if made.complete { Tri::No } else { Tri::Unknown }),
         Match::AggHash(wanted) => Some(made.aggregate.map_or(Tri::Unknown, |aggregate| (aggregate == *wanted).into())),
+        Match::AnonExec => Some(match made.anon_exec {
+            Some(true) => Tri::Yes,
+            // What could not be read may be no file: secret memory, a device.
+            Some(false) if made.complete => Tri::No,
+            _ => Tri::Unknown,
+        }),
+        Match::Traced => Some(made.traced.map_or(Tri::Unknown, Tri::from)),
         _ => None,
     }
 }
@@ -186,6 +197,7 @@ pub struct Ruleset {
     policies: HashMap<(Selector, Chain), Verdict>,
     defaults: Defaults,
     count: usize,
+    asks_beyond_files: bool,
 }
 
 /// What happens where neither a rule nor a stored policy says anything.
@@ -220,12 +232,19 @@ impl Ruleset {
     ) -> Ruleset {
         let mut lists: HashMap<_, Vec<_>> = HashMap::new();
         let mut count = 0;
+        let mut asks_beyond_files = false;
         for active in rules {
             count += 1;
+            asks_beyond_files |= active.rule.predicates.iter().any(|predicate| predicate.on.is_beyond_files());
             lists.entry((active.rule.namespace.clone(), active.rule.chain)).or_default().push(Arc::new(active));
         }
         let policies = policies.into_iter().map(|(selector, chain, verdict)| ((selector, chain), verdict)).collect();
-        Ruleset { generation, rules: lists, policies, defaults, count }
+        Ruleset { generation, rules: lists, policies, defaults, count, asks_beyond_files }
+    }
+
+    /// Whether some rule asks for more of a process than its mapped files.
+    pub fn asks_beyond_files(&self) -> bool {
+        self.asks_beyond_files
     }
 
     /// How many rules there are.
@@ -294,11 +313,23 @@ mod tests {
     }
 
     fn known(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(Made { digests, complete: true, aggregate: Some(WHOLE) })
+        Owner::Known(made(digests))
     }
 
     fn partly(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(Made { digests, complete: false, aggregate: None })
+        Owner::Known(Made { complete: false, aggregate: None, ..made(digests) })
+    }
+
+    fn with_memory(anon_exec: Option<bool>) -> Owner<'static> {
+        Owner::Known(Made { anon_exec, ..made(&[A]) })
+    }
+
+    fn perhaps_traced(traced: Option<bool>) -> Owner<'static> {
+        Owner::Known(Made { traced, ..made(&[A]) })
+    }
+
+    fn made(digests: &[Digest]) -> Made<'_> {
+        Made { digests, complete: true, aggregate: Some(WHOLE), anon_exec: Some(false), traced: Some(false) }
     }
 
     #[track_caller]
@@ -353,6 +384,41 @@ mod tests {
         let rules = chain(Verdict::Drop, &[&format!("-v ACCEPT --agg-hash {WHOLE}")]);
         check(&rules, &[known(&[A])], Verdict::Accept, Reason::Rule);
         check(&rules, &[partly(&[A])], Verdict::Drop, Reason::Undetermined);
+    }
+
+    #[test]
+    fn executable_memory_without_a_file() {
+        let (yes, no, unknown) = (with_memory(Some(true)), with_memory(Some(false)), with_memory(None));
+        let drops = chain(Verdict::Accept, &["-v DROP --anon-exec"]);
+        check(&drops, &[yes], Verdict::Drop, Reason::Rule);
+        check(&drops, &[no, yes], Verdict::Drop, Reason::Rule);
+        check(&drops, &[no], Verdict::Accept, Reason::Policy);
+        for doubtful in [unknown, partly(&[A]), Owner::Undetermined] {
+            check(&drops, &[doubtful], Verdict::Drop, Reason::Undetermined);
+        }
+        check(&drops, &[], Verdict::Accept, Reason::Policy);
+        let accepts = chain(Verdict::Drop, &["-v ACCEPT ! --anon-exec"]);
+        check(&accepts, &[no], Verdict::Accept, Reason::Rule);
+        check(&accepts, &[no, yes], Verdict::Drop, Reason::Policy);
+        for doubtful in [unknown, partly(&[A]), Owner::Undetermined] {
+            check(&accepts, &[doubtful], Verdict::Drop, Reason::Undetermined);
+        }
+        check(&accepts, &[], Verdict::Drop, Reason::Policy);
+    }
+
+    #[test]
+    fn a_tracer() {
+        let [yes, no, unknown] = [Some(true), Some(false), None].map(perhaps_traced);
+        let drops = chain(Verdict::Accept, &["-v DROP --traced"]);
+        check(&drops, &[no, yes], Verdict::Drop, Reason::Rule);
+        check(&drops, &[no], Verdict::Accept, Reason::Policy);
+        let accepts = chain(Verdict::Drop, &[&format!("-v ACCEPT ! --traced --sng-hash {A}")]);
+        check(&accepts, &[no], Verdict::Accept, Reason::Rule);
+        check(&accepts, &[no, yes], Verdict::Drop, Reason::Policy);
+        for doubtful in [unknown, Owner::Undetermined] {
+            check(&drops, &[doubtful], Verdict::Drop, Reason::Undetermined);
+            check(&accepts, &[doubtful], Verdict::Drop, Reason::Undetermined);
+        }
     }
 
     #[test]

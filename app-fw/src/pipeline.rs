@@ -571,8 +571,10 @@ impl Pipeline {
         patience: Patience,
     ) -> Result<Result<Arc<Image>, Cause>, Question> {
         let Some(generations) = &self.world.generations else { return self.image(arrived, holder, patience) };
+        let asked = self.world.rules.load().asks_beyond_files();
         if let Some(Looked { found: Ok(image), .. }) = self.images.get(&holder.process)
             && image.was_true_at(sender.image, generations)
+            && (!asked || image.beyond.is_some() && !sender.traced)
         {
             return Ok(Ok(image.clone()));
         }
@@ -580,7 +582,10 @@ impl Pipeline {
         // Asked after the image was read.
         let generations = self.world.generations.as_ref();
         let has_shed = generations.is_none_or(|generations| generations.shed(holder.process.tgid) != sender.shed);
-        Ok(if has_shed { found.and(Err(Cause::ImageChanged)) } else { found })
+        // Who traced it then may have made it send anything.
+        let untraced = |image: &Arc<Image>| image.beyond.is_some_and(|beyond| beyond.traced_by.is_none());
+        let lost_tracer = sender.traced && found.as_ref().is_ok_and(untraced);
+        Ok(if has_shed || lost_tracer { found.and(Err(Cause::ImageChanged)) } else { found })
     }
 
     /// What the process is made of, if the packet is the work of the program it runs now.
@@ -651,7 +656,10 @@ impl Pipeline {
     ) -> Result<Result<Arc<Image>, Cause>, Question> {
         let generations = self.world.generations.as_ref();
         if let Some(looked) = self.images.get(&holder.process) {
-            let is_current = |image: &Arc<Image>| generations.is_some_and(|now| image.is_current(now));
+            let asked = self.world.rules.load().asks_beyond_files();
+            let is_current = |image: &Arc<Image>| {
+                (!asked || image.beyond.is_some()) && generations.is_some_and(|now| image.is_current(now))
+            };
             if looked.began >= arrived.at || looked.found.as_ref().is_ok_and(is_current) {
                 return Ok(looked.found.clone());
             }
@@ -787,10 +795,13 @@ impl Identity {
 
 fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
     match image {
-        Ok(image) => {
-            let (digests, complete) = (&image.digests, image.gap.is_none());
-            Owner::Known(Made { digests, complete, aggregate: image.aggregate })
-        }
+        Ok(image) => Owner::Known(Made {
+            digests: &image.digests,
+            complete: image.gap.is_none(),
+            aggregate: image.aggregate,
+            anon_exec: image.beyond.and_then(|beyond| beyond.anon_exec),
+            traced: image.beyond.map(|beyond| beyond.traced_by.is_some()),
+        }),
         Err(_) => Owner::Undetermined,
     }
 }

@@ -18,6 +18,11 @@ Negation:
   ! --sng-hash HEX means: the process has no such object, i.e. no file with this digest is
   mapped executable in it.
 
+Code without a file:
+  Programs that compile at run time (browsers, Java, .NET, node, LuaJIT, PCRE's JIT) have anonymous
+  executable memory by design: --anon-exec matches them too. So do programs with text relocations, and
+  those that a debugger or a uprobe has set a breakpoint in.
+
 Several owners: a DROP rule fires if one process that holds the socket matches, an ACCEPT rule only
 if all of them do. Negation does not change that.
 
@@ -148,6 +153,23 @@ struct Args {
     #[arg(long, value_name = "HEX", value_parser = |text: &str| read_match("--agg-hash", text),
         help_heading = "Matches", conflicts_with_all = OTHER_TASKS)]
     agg_hash: Option<Predicate>,
+
+    /// The process has executable memory whose content no file holds: code made at run time or injected. True of JIT
+    /// compilers (browsers, Java, node).
+    #[arg(long, help_heading = "Matches", conflicts_with_all = OTHER_TASKS)]
+    anon_exec: bool,
+
+    /// Another process traces it (ptrace: debuggers, strace).
+    #[arg(long, help_heading = "Matches", conflicts_with_all = OTHER_TASKS)]
+    traced: bool,
+
+    /// `! --anon-exec`, see [`negation`].
+    #[arg(long, hide = true, conflicts_with = "anon_exec", conflicts_with_all = OTHER_TASKS)]
+    not_anon_exec: bool,
+
+    /// `! --traced`.
+    #[arg(long, hide = true, conflicts_with = "traced", conflicts_with_all = OTHER_TASKS)]
+    not_traced: bool,
 
     /// Print JSON.
     #[arg(long, global = true)]
@@ -299,6 +321,8 @@ impl Args {
                         self.dport,
                         self.sng_hash,
                         self.agg_hash,
+                        read_flag("--anon-exec", self.anon_exec, self.not_anon_exec),
+                        read_flag("--traced", self.traced, self.not_traced),
                     ]
                     .into_iter()
                     .flatten()
@@ -329,6 +353,11 @@ fn read_match(option: &str, text: &str) -> Result<Predicate, String> {
         None => (false, text),
     };
     Predicate::parse(negated, option, value).unwrap_or_else(|| Err(format!("{option} is no match option")))
+}
+
+/// A match option that takes no value, given as it is or negated.
+fn read_flag(option: &str, given: bool, negated: bool) -> Option<Predicate> {
+    if given || negated { Predicate::flag(negated, option) } else { None }
 }
 
 /// Whatever has a slash is a file; relative ones are as good as others here.
@@ -382,7 +411,11 @@ mod tests {
             command.get_arguments().filter(|argument| argument.get_help_heading() == Some("Matches")).collect();
         let long: Vec<_> = matches.iter().filter_map(|argument| argument.get_long()).collect();
         let short: Vec<_> = matches.iter().filter_map(|argument| argument.get_short()).collect();
-        assert_eq!(long, negation::LONG);
+        assert_eq!(long, [negation::LONG, negation::FLAGS].concat());
+        for flag in negation::FLAGS {
+            let opposite = format!("not-{flag}");
+            assert!(command.get_arguments().any(|argument| argument.get_long() == Some(&opposite)), "{opposite}");
+        }
         assert_eq!(short, negation::SHORT.iter().map(|&letter| char::from(letter)).collect::<Vec<_>>());
     }
 
@@ -409,7 +442,8 @@ mod tests {
     #[test]
     fn every_match_option_is_read_and_negated() {
         let all = format!(
-            "-s 10.1.2.3/8 -d 2001:db8::1 -p tcp --sport 1 --dport 65535 --sng-hash {HEX} --agg-hash {}",
+            "-s 10.1.2.3/8 -d 2001:db8::1 -p tcp --sport 1 --dport 65535 --traced --sng-hash {HEX} --anon-exec \
+             --agg-hash {}",
             HEX.to_uppercase()
         );
         let expected = [
@@ -420,10 +454,13 @@ mod tests {
             "--dport 65535",
             &format!("--sng-hash {HEX}"),
             &format!("--agg-hash {HEX}"),
+            "--anon-exec",
+            "--traced",
         ];
         assert_eq!(predicates(&all), expected);
         let negated = format!(
-            "! -s10.1.2.3/8 -! -d 2001:db8::1 -!p tcp ! --sport=1 -! --dport 65535 ! --sng-hash {HEX} -! --agg-hash={HEX}"
+            "! -s10.1.2.3/8 -! -d 2001:db8::1 -!p tcp ! --sport=1 -! --dport 65535 ! --sng-hash {HEX} -! --agg-hash={HEX} \
+             ! --anon-exec -! --traced"
         );
         assert_eq!(predicates(&negated), expected.map(|predicate| format!("! {predicate}")));
         // One negation, one option.
@@ -500,6 +537,8 @@ mod tests {
             (add("-n a\\b"), "/run/netns"),
             (add("-l l5"), "l3 or l4"),
             (add("--dport 1 --dport 2"), "multiple times"),
+            (add("--traced ! --traced"), "cannot be used with"),
+            (add("--anon-exec=yes"), "unexpected value"),
             (error("-A -c SIDEWAYS -v DROP"), "OUTPUT, INPUT, FORWARD"),
             (error("-A -c OUTPUT -v MAYBE"), "ACCEPT, DROP"),
             (error("-I x -c OUTPUT -v DROP"), "'--insert <N>'"),
@@ -526,6 +565,7 @@ mod tests {
             ("-A -I 0 -c OUTPUT -v DROP", "cannot be used with"),
             ("-L -v DROP", "cannot be used with"),
             ("-D 0 -c OUTPUT --dport 1", "cannot be used with"),
+            ("-D 0 -c OUTPUT ! --traced", "cannot be used with"),
             ("-P OUTPUT DROP -c OUTPUT", "cannot be used with"),
             ("-H x -n host", "cannot be used with"),
             ("-A -c OUTPUT -v DROP status", "cannot be used with 'status'"),

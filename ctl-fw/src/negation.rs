@@ -1,7 +1,8 @@
 //! `!` and `-!` before a match option.
 //!
 //! clap knows no option that changes the next one. So the negation is moved into the value, `! --dport 80` becomes
-//! `--dport !80`, before clap reads the words; no value of a match option starts with `!` by itself.
+//! `--dport !80`, before clap reads the words; no value of a match option starts with `!` by itself. An option that takes
+//! no value becomes its hidden opposite: `! --traced` becomes `--not-traced`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,6 +13,9 @@ pub(crate) const SHORT: &[u8] = b"sdp";
 /// Match options of a word.
 pub(crate) const LONG: &[&str] = &["source", "destination", "protocol", "sport", "dport", "sng-hash", "agg-hash"];
 
+/// Match options of a word that take no value.
+pub(crate) const FLAGS: &[&str] = &["anon-exec", "traced"];
+
 /// A negation of nothing that can be negated.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NegationError {
@@ -20,7 +24,8 @@ pub(crate) enum NegationError {
     #[error("negated twice")]
     Twice,
     #[error(
-        "{0:?} cannot be negated: the negation stands before -s, -d, -p, --sport, --dport, --sng-hash or --agg-hash"
+        "{0:?} cannot be negated: the negation stands before -s, -d, -p, --sport, --dport, --sng-hash, --agg-hash, \
+         --anon-exec or --traced"
     )]
     Cannot(OsString),
 }
@@ -61,7 +66,7 @@ pub(crate) fn into_values(words: impl IntoIterator<Item = OsString>) -> Result<V
 }
 
 enum Negated {
-    /// Option and value in one word.
+    /// All in one word.
     Whole(OsString),
     /// The value is the next word.
     ValueFollows,
@@ -71,6 +76,9 @@ fn negated(option: &OsString) -> Result<Negated, NegationError> {
     let bytes = option.as_bytes();
     match bytes {
         b"!" | [b'-', b'!', ..] => return Err(NegationError::Twice),
+        [b'-', b'-', name @ ..] if FLAGS.iter().any(|flag| flag.as_bytes() == name) => {
+            return Ok(Negated::Whole(OsString::from_vec([b"--not-", name].concat())));
+        }
         [b'-', b'-', name @ ..] => {
             let end = name.iter().position(|&byte| byte == b'=').unwrap_or(name.len());
             if LONG.iter().any(|long| long.as_bytes() == &name[..end]) {
@@ -115,6 +123,8 @@ mod tests {
             ("! -d1.2.3.4 -! -s=::/0", "-d!1.2.3.4 -s!::/0"),
             ("! --sport=80 -! --dport 81 -p tcp", "--sport=!80 --dport !81 -p tcp"),
             ("-! --sng-hash aa -! --agg-hash=bb", "--sng-hash !aa --agg-hash=!bb"),
+            ("! --anon-exec -! --traced --dport 80", "--not-anon-exec --not-traced --dport 80"),
+            ("--anon-exec --traced", "--anon-exec --traced"),
             ("! --dport", "--dport"),
             ("! --dport -c OUTPUT", "--dport -c OUTPUT"),
             ("-H a -- ! b", "-H a -- ! b"),
@@ -130,7 +140,9 @@ mod tests {
         assert_eq!(moved("! -! -d 1.2.3.4"), Err(NegationError::Twice));
         assert_eq!(moved("-! ! -d 1.2.3.4"), Err(NegationError::Twice));
         assert_eq!(moved("-!!"), Err(NegationError::Twice));
-        for word in ["-v", "-n", "-c", "-A", "-Ad", "--json", "--sports", "--sport-x=1", "1.2.3.4", "-", "--"] {
+        for word in
+            ["-v", "-n", "-c", "-A", "-Ad", "--json", "--sports", "--sport-x=1", "--traced=1", "1.2.3.4", "-", "--"]
+        {
             assert_eq!(moved(&format!("! {word} x")), Err(NegationError::Cannot(word.into())), "{word}");
         }
     }

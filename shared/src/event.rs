@@ -88,6 +88,12 @@ pub struct EventOwner {
     /// The image's aggregate digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Digest>,
+    /// It has executable memory whose content no file holds. False also where that is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anon_exec: bool,
+    /// Process id of who traces it (ptrace), in the daemon's pid namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traced_by: Option<u32>,
     /// Why the owner is undetermined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undetermined: Option<Cause>,

@@ -28,6 +28,10 @@ pub enum Match {
     SngHash(Digest),
     /// `--agg-hash`: the image's aggregate digest is this.
     AggHash(Digest),
+    /// `--anon-exec`: the process has executable memory whose content no file holds.
+    AnonExec,
+    /// `--traced`: another process traces it (ptrace).
+    Traced,
 }
 
 impl Match {
@@ -41,10 +45,21 @@ impl Match {
             Match::DestinationPort(_) => "--dport",
             Match::SngHash(_) => "--sng-hash",
             Match::AggHash(_) => "--agg-hash",
+            Match::AnonExec => "--anon-exec",
+            Match::Traced => "--traced",
         }
     }
 
-    /// Reads the value of a match option. `None` if `option` is not one.
+    /// The match of an option that takes no value. `None` if `option` is not one.
+    fn flag(option: &str) -> Option<Match> {
+        Some(match option {
+            "--anon-exec" => Match::AnonExec,
+            "--traced" => Match::Traced,
+            _ => return None,
+        })
+    }
+
+    /// Reads the value of a match option. `None` if `option` is not one that takes a value.
     fn parse(option: &str, value: &str) -> Option<Result<Match, String>> {
         fn read<T: FromStr<Err: fmt::Display>>(value: &str, make: fn(T) -> Match) -> Result<Match, String> {
             value.parse().map(make).map_err(|error: T::Err| error.to_string())
@@ -63,18 +78,24 @@ impl Match {
 
     /// Whether the answer depends on who sends, not only on the packet's headers.
     pub fn is_identity(&self) -> bool {
-        matches!(self, Match::SngHash(_) | Match::AggHash(_))
+        matches!(self, Match::SngHash(_) | Match::AggHash(_)) || self.is_beyond_files()
+    }
+
+    /// Whether the answer depends on more of a process than the files it has mapped.
+    pub fn is_beyond_files(&self) -> bool {
+        matches!(self, Match::AnonExec | Match::Traced)
     }
 }
 
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.option())?;
+        let option = self.option();
         match self {
-            Match::Source(net) | Match::Destination(net) => net.fmt(f),
-            Match::Protocol(protocol) => protocol.fmt(f),
-            Match::SourcePort(port) | Match::DestinationPort(port) => port.fmt(f),
-            Match::SngHash(digest) | Match::AggHash(digest) => digest.fmt(f),
+            Match::Source(net) | Match::Destination(net) => write!(f, "{option} {net}"),
+            Match::Protocol(protocol) => write!(f, "{option} {protocol}"),
+            Match::SourcePort(port) | Match::DestinationPort(port) => write!(f, "{option} {port}"),
+            Match::SngHash(digest) | Match::AggHash(digest) => write!(f, "{option} {digest}"),
+            Match::AnonExec | Match::Traced => f.write_str(option),
         }
     }
 }
@@ -105,7 +126,12 @@ pub struct Predicate {
 }
 
 impl Predicate {
-    /// Reads one match option as the command line has it. `None` if `option` is not one.
+    /// A match option that takes no value. `None` if `option` is not one.
+    pub fn flag(negated: bool, option: &str) -> Option<Predicate> {
+        Match::flag(option).map(|on| Predicate { negated, on })
+    }
+
+    /// Reads one match option as the command line has it. `None` if `option` is not one that takes a value.
     ///
     /// # Errors
     /// A sentence about the value.
@@ -214,6 +240,11 @@ impl FromStr for Rule {
                 }
                 _ => {}
             }
+            if let Some(predicate) = Predicate::flag(negation.is_some(), option) {
+                negation = None;
+                predicates.push(predicate);
+                continue;
+            }
             let (value_column, value) = words.next().ok_or_else(|| fail(format!("{option} wants a value")))?;
             let at_value = |message: String| RuleError { column: value_column, message };
             if let Some(predicate) = Predicate::parse(negation.take().is_some(), option, value) {
@@ -301,6 +332,8 @@ mod tests {
             any::<u16>().prop_map(Match::DestinationPort),
             any::<[u8; 32]>().prop_map(|d| Match::SngHash(Digest(d))),
             any::<[u8; 32]>().prop_map(|d| Match::AggHash(Digest(d))),
+            Just(Match::AnonExec),
+            Just(Match::Traced),
         ]
     }
 
@@ -357,6 +390,17 @@ mod tests {
         assert!(error("-c OUTPUT -n any -v DROP --sng-hash abc").message.contains("64 hex digits"));
         assert!(error("--frobnicate 1").message.contains("unknown option"));
         assert_eq!(error("-s").message, "-s wants a value");
+        assert_eq!(error("-c OUTPUT -n any -v DROP ! --traced !").message, "nothing follows the negation");
+    }
+
+    #[test]
+    fn flags_take_no_value() {
+        let rule: Rule = "-c OUTPUT -n any -v DROP --anon-exec -! --traced -p tcp".parse().unwrap();
+        let texts: Vec<_> = rule.predicates.iter().map(Predicate::to_string).collect();
+        assert_eq!(texts, ["--anon-exec", "! --traced", "-p tcp"]);
+        let json = serde_json::to_value(&rule.predicates).unwrap();
+        assert_eq!(json[0], serde_json::json!({ "match": "anon-exec" }));
+        assert_eq!(json[1], serde_json::json!({ "match": "traced", "negated": true }));
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct Mapping {
     /// Path bytes as the kernel shows them: seen from the reader's root, with " (deleted)" behind a file that lost its
     /// name. For people and for ordering, never for opening.
     pub path: Vec<u8>,
+    /// What is written into it stays with the process and does not go to the file.
+    pub private: bool,
 }
 
 impl Mapping {
@@ -26,7 +28,10 @@ impl Mapping {
 pub struct Executable {
     /// Files.
     pub files: Vec<Mapping>,
-    /// Some memory without a file is executable.
+    /// The kernel's own code, which a process can write over as it can over a file's.
+    pub kernel: Vec<Mapping>,
+    /// Some memory is executable that no file holds the content of, or that can come to be so by a mere store. Pages of
+    /// a private mapping that were written to while it was not executable do not show here, see [`super::pages`].
     pub anonymous: bool,
 }
 
@@ -44,7 +49,11 @@ pub fn parse(text: &[u8]) -> Result<Executable, MapsError> {
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for (number, line) in lines.enumerate() {
         match parse_line(line).ok_or(MapsError(number + 1))? {
-            Line::File(mapping) => executable.files.push(mapping),
+            Line::File { mapping, unlike_file } => {
+                executable.files.push(mapping);
+                executable.anonymous |= unlike_file;
+            }
+            Line::Kernel(mapping) => executable.kernel.push(mapping),
             Line::Anonymous => executable.anonymous = true,
             Line::Other => {}
         }
@@ -53,7 +62,12 @@ pub fn parse(text: &[u8]) -> Result<Executable, MapsError> {
 }
 
 enum Line {
-    File(Mapping),
+    File {
+        mapping: Mapping,
+        /// Its memory need not be what the file says.
+        unlike_file: bool,
+    },
+    Kernel(Mapping),
     Anonymous,
     Other,
 }
@@ -77,13 +91,26 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let padded = fields.next().unwrap_or_default();
     let path = padded.iter().position(|byte| *byte != b' ').and_then(|start| padded.get(start..)).unwrap_or_default();
     if inode != 0 {
-        return Some(Line::File(Mapping { start, end, inode, path: unescape(path) }));
+        let private = permissions[3] == b'p';
+        let unlike_file = permissions[1] == b'w' && private || is_anonymous(path);
+        return Some(Line::File { mapping: Mapping { start, end, inode, path: unescape(path), private }, unlike_file });
     }
     // The kernel's own code in every process; anything else without a file is anonymous, whatever it is called.
     Some(match path {
-        b"[vdso]" | b"[vsyscall]" | b"[uprobes]" => Line::Other,
+        b"[vsyscall]" => Line::Other,
+        b"[vdso]" | b"[uprobes]" if permissions[1] != b'w' => {
+            Line::Kernel(Mapping { start, end, inode, path: path.to_vec(), private: true })
+        }
         _ => Line::Anonymous,
     })
+}
+
+/// Memory for which the kernel made a file of its own: shared anonymous memory, huge pages, and either under a name that
+/// the process gave it (PR_SET_VMA_ANON_NAME). Paths begin with a slash, so the name is no path; files that are really
+/// called so count as well. memfd and System V segments have files that can be read and hashed, as everybody who knows
+/// them can write them.
+fn is_anonymous(path: &[u8]) -> bool {
+    path.starts_with(b"[anon_shmem:") || matches!(path, b"/dev/zero (deleted)" | b"/anon_hugepage (deleted)")
 }
 
 fn number(digits: &[u8], radix: u32) -> Option<u64> {
@@ -138,8 +165,34 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
     #[test]
     fn the_kernels_own_code_is_not_anonymous() {
         let own: Vec<u8> = SAMPLE.split_inclusive(|b| *b == b'\n').skip(5).flatten().copied().collect();
-        assert_eq!(parse(&own), Ok(Executable::default()));
+        let executable = parse(&own).unwrap();
+        assert!(executable.files.is_empty() && !executable.anonymous, "{executable:?}");
+        // What can be written over is to be looked at.
+        assert_eq!(executable.kernel.iter().map(|mapping| mapping.path.as_slice()).collect::<Vec<_>>(), [b"[vdso]"]);
         assert!(parse(b"1000-2000 r-xp 00000000 00:00 0 [heap]\n").unwrap().anonymous);
+    }
+
+    #[test]
+    fn memory_that_only_looks_like_a_file() {
+        let anonymous = |permissions: &str, path: &str| {
+            parse(format!("1000-2000 {permissions} 00000000 00:01 77       {path}\n").as_bytes()).unwrap().anonymous
+        };
+        for path in ["/dev/zero (deleted)", "/anon_hugepage (deleted)", "[anon_shmem:jit]"] {
+            assert!(anonymous("r-xs", path) && !anonymous("rw-s", path), "{path}");
+        }
+        // Stores into it go to no file; those into a shared mapping do.
+        assert!(anonymous("rwxp", "/usr/bin/a"));
+        assert!(!anonymous("rwxs", "/usr/bin/a"));
+        for path in ["/usr/bin/a", "/memfd:x (deleted)", "/SYSV00000000 (deleted)", "/dev/zero"] {
+            assert!(!anonymous("r-xp", path), "{path}");
+        }
+        assert!(parse(b"1000-2000 r-xp 0 00:01 77 /a\n").unwrap().files[0].private);
+        // The kernel's own code, unless it can be stored to.
+        let kernel = |permissions: &str| {
+            parse(format!("1000-2000 {permissions} 00000000 00:00 0       [vdso]\n").as_bytes()).unwrap()
+        };
+        assert!(!kernel("r-xp").anonymous && kernel("r-xp").kernel.len() == 1);
+        assert!(kernel("rwxp").anonymous);
     }
 
     #[test]

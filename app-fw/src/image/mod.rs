@@ -9,6 +9,7 @@
 pub mod chronicle;
 pub mod digests;
 pub mod maps;
+pub mod pages;
 pub mod process;
 
 use std::os::fd::OwnedFd;
@@ -53,6 +54,8 @@ pub struct Image {
     pub program: String,
     /// The program's digest.
     pub program_digest: Option<Digest>,
+    /// What there is to it beyond its objects; `None` if nobody looked.
+    pub beyond: Option<Beyond>,
     stamp: Option<Stamp>,
 }
 
@@ -63,11 +66,13 @@ struct Moment {
     image: Generation,
     /// See [`Generations::wide`]: who shares the address space may have changed it.
     wide: u64,
+    /// See [`Generations::tracers`]: one may have come.
+    tracers: u32,
 }
 
 impl Moment {
     fn of(process: Process, generations: &Generations) -> Moment {
-        Moment { image: generations.image(process.tgid), wide: generations.wide() }
+        Moment { image: generations.image(process.tgid), wide: generations.wide(), tracers: generations.tracers() }
     }
 
     /// Nothing has moved since, nor is under way.
@@ -131,6 +136,8 @@ pub struct Reader<'a> {
     pub generations: Option<&'a Generations>,
     /// What the kernel told of processes, if it does.
     pub chronicle: Option<&'a Chronicle>,
+    /// Whether somebody wants to know of more than files.
+    pub beyond: bool,
 }
 
 impl Reader<'_> {
@@ -157,6 +164,7 @@ impl Reader<'_> {
             let generation = self.generations.map(|generations| Moment::of(process, generations));
             let executable = read_maps(&dir)?;
             let Some(found) = self.objects(&dir, &executable, hashing)? else { continue };
+            let beyond = if self.beyond { Some(Beyond::look(&dir, &executable)?) } else { None };
             let unmoved = match (generation, self.generations) {
                 (Some(generation), Some(generations)) => generation.is_now(process, generations),
                 _ => false,
@@ -165,7 +173,7 @@ impl Reader<'_> {
                 // The process may have ended, and its pid been given away, before the last look.
                 dir.start()?;
                 let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-                let image = finish(process, program, found, generation.filter(|_| unmoved));
+                let image = finish(process, program, found, beyond, generation.filter(|_| unmoved));
                 self.note_files_below(&image);
                 return Ok(image);
             }
@@ -174,7 +182,7 @@ impl Reader<'_> {
         Err(Cause::MapsChanging.into())
     }
 
-    /// The image as the kernel told it, if all of it is known. Touches no file.
+    /// The image as the kernel told it, if all of it is known. Touches no file, unless more than files is wanted.
     pub fn told(&self, process: Process) -> Option<Image> {
         self.remembered(process).filter(|image| image.aggregate.is_some())
     }
@@ -182,7 +190,7 @@ impl Reader<'_> {
     /// The image as the kernel told it, as far as it is known.
     fn remembered(&self, process: Process) -> Option<Image> {
         let (generations, chronicle) = (self.generations?, self.chronicle?);
-        let (epoch, wide) = (generations.file_epoch(), generations.wide());
+        let (epoch, wide, tracers) = (generations.file_epoch(), generations.wide(), generations.tracers());
         let account = chronicle.of(process)?;
         let mut found = Found { objects: Vec::new(), lasting: true, files: Vec::new(), epoch, program: None };
         for file in account.files.iter() {
@@ -197,7 +205,13 @@ impl Reader<'_> {
         }
         let program =
             found.objects.first().map_or_else(String::new, |object| String::from_utf8_lossy(&object.path).into());
-        Some(finish(process, program, found, Some(Moment { image: account.generation, wide })))
+        let moment = Moment { image: account.generation, wide, tracers };
+        if !self.beyond {
+            return Some(finish(process, program, found, None, Some(moment)));
+        }
+        // The kernel does not tell of it; of one that has ended nothing is known.
+        let beyond = Beyond::of(process).ok();
+        moment.is_now(process, generations).then(|| finish(process, program, found, beyond, Some(moment)))
     }
 
     /// A look through an overlay sees another device than the kernel tells of. If the file below is the same one, and has
@@ -346,6 +360,39 @@ impl Found {
     }
 }
 
+/// What there is to a process beyond its files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Beyond {
+    /// It has executable memory whose content no file holds. `None` if the kernel does not tell.
+    pub anon_exec: Option<bool>,
+    /// Process id of who traces it.
+    pub traced_by: Option<u32>,
+}
+
+impl Beyond {
+    /// Looks at a process.
+    ///
+    /// # Errors
+    /// It is gone, or cannot be read.
+    pub fn of(process: Process) -> Result<Beyond, Cause> {
+        let dir = ProcDir::open(process)?;
+        let executable = read_maps(&dir)?;
+        let beyond = Beyond::look(&dir, &executable)?;
+        // It may have ended, and its pid been given away, before the last look.
+        dir.start()?;
+        Ok(beyond)
+    }
+
+    fn look(dir: &ProcDir, executable: &Executable) -> Result<Beyond, Cause> {
+        let private = executable.files.iter().chain(&executable.kernel).filter(|mapping| mapping.private);
+        let anon_exec = match executable.anonymous {
+            true => Some(true),
+            false => pages::any_own(dir, private).map_err(|_| dir.start().err().unwrap_or(Cause::MapsUnreadable))?,
+        };
+        Ok(Beyond { anon_exec, traced_by: dir.tracer()? })
+    }
+}
+
 fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     let text = dir.read("maps").map_err(|error| match error.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT) => Cause::ProcessGone,
@@ -358,15 +405,18 @@ fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     maps::parse(&text).map_err(|_| Cause::MapsUnreadable)
 }
 
-fn finish(process: Process, program: String, found: Found, moment: Option<Moment>) -> Image {
+fn finish(process: Process, program: String, found: Found, beyond: Option<Beyond>, moment: Option<Moment>) -> Image {
     let executed = found.objects.iter().find(|object| Some(object.key) == found.program);
     let program_digest = executed.and_then(|object| object.digest.ok());
-    let stamp = moment.filter(|_| found.lasting).map(|moment| Stamp {
+    // Nothing tells when a tracer lets go or ends: while there is one, each packet has another look.
+    let lasting = found.lasting && beyond.is_none_or(|beyond| beyond.traced_by.is_none());
+    let stamp = moment.filter(|_| lasting).map(|moment| Stamp {
         moment,
         files: found.files,
         epoch: AtomicU64::new(found.epoch),
     });
-    Image::new(process, found.objects, program, program_digest, stamp)
+    let image = Image::new(process, found.objects, program, program_digest, stamp);
+    Image { beyond, ..image }
 }
 
 impl Image {
@@ -382,20 +432,22 @@ impl Image {
         let gap = objects.iter().find_map(|object| object.digest.err());
         let ordered = objects.iter().all(|object| !object.path.is_empty());
         let aggregate = (gap.is_none() && ordered).then(|| Digest::aggregate(&digests));
-        Image { process, objects, digests, aggregate, gap, program, program_digest, stamp }
+        Image { process, objects, digests, aggregate, gap, program, program_digest, beyond: None, stamp }
     }
 
-    /// The image of the same program with the objects it had before: what was mapped once stays part of it. Another
-    /// program in the same process has nothing to do with the former one.
+    /// The image of the same program with the objects it had before: what was mapped once stays part of it, anonymous
+    /// memory included. Another program in the same process has nothing to do with the former one.
     pub fn retaining(&self, former: &Image, retention: Retention) -> Image {
-        let mut objects = match retention {
-            Retention::Nothing => self.objects.clone(),
-            _ if self.program_digest != former.program_digest => self.objects.clone(),
+        let had_memory = former.beyond.and_then(|beyond| beyond.anon_exec);
+        let (mut objects, retained) = match retention {
+            Retention::Nothing => (self.objects.clone(), None),
+            _ if self.program_digest != former.program_digest => (self.objects.clone(), None),
             Retention::Objects => {
                 let known = |object: &Object| self.objects.iter().any(|mine| mine.key == object.key);
-                self.objects.iter().chain(former.objects.iter().filter(|object| !known(object))).cloned().collect()
+                let had = former.objects.iter().filter(|object| !known(object));
+                (self.objects.iter().chain(had).cloned().collect(), had_memory.filter(|had| *had))
             }
-            Retention::FirstLook => former.objects.clone(),
+            Retention::FirstLook => (former.objects.clone(), had_memory),
         };
         objects.dedup_by(|a, b| a.key == b.key);
         let stamp = self.stamp.as_ref().map(|stamp| Stamp {
@@ -403,7 +455,9 @@ impl Image {
             files: stamp.files.clone(),
             epoch: AtomicU64::new(stamp.epoch.load(Ordering::Relaxed)),
         });
-        Image::new(self.process, objects, self.program.clone(), self.program_digest, stamp)
+        let image = Image::new(self.process, objects, self.program.clone(), self.program_digest, stamp);
+        let beyond = self.beyond.map(|beyond| Beyond { anon_exec: retained.or(beyond.anon_exec), ..beyond });
+        Image { beyond, ..image }
     }
 
     /// Whether nothing it was derived from has changed since it was read. The end of the process changes nothing: it is
@@ -416,7 +470,8 @@ impl Image {
     /// Whether it is what the process was made of at a moment in the past. Costs a few loads.
     pub fn was_true_at(&self, moment: Generation, generations: &Generations) -> bool {
         let Some(stamp) = &self.stamp else { return false };
-        stamp.moment.image == moment && stamp.moment.wide == generations.wide() && stamp.files_unchanged(generations)
+        let since = Moment { image: moment, wide: generations.wide(), tracers: generations.tracers() };
+        stamp.moment == since && stamp.files_unchanged(generations)
     }
 
     /// Whether it may be kept for another packet.
@@ -456,7 +511,7 @@ mod tests {
     #[test]
     fn this_process_is_made_of_its_program_and_libraries() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None, chronicle: None };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: true };
         assert_eq!(reader.read(me(), Hashing::Never).err(), Some(NoImage::NeedsHashing));
         let image = reader.read(me(), Hashing::Allowed).unwrap();
         let program = std::fs::read("/proc/self/exe").unwrap();
@@ -467,6 +522,7 @@ mod tests {
         let paths: Vec<_> = image.objects.iter().map(|object| &object.path).collect();
         assert!(paths.is_sorted());
         assert_eq!(image.program, std::env::current_exe().unwrap().to_string_lossy());
+        assert_eq!(image.beyond, Some(Beyond { anon_exec: Some(false), traced_by: None }));
         // Now every digest is known.
         assert_eq!(reader.read(me(), Hashing::Never).unwrap().aggregate, image.aggregate);
     }
@@ -490,12 +546,21 @@ mod tests {
         let other = image(9, &[9]);
         assert_eq!(digests(other.retaining(&former, Retention::Objects)), [9]);
         assert_eq!(digests(other.retaining(&former, Retention::FirstLook)), [9]);
+        // So does memory that was made executable.
+        let beyond = |anon_exec, traced_by| Some(Beyond { anon_exec: Some(anon_exec), traced_by });
+        let former = Image { beyond: beyond(true, None), ..image(1, &[1]) };
+        let now = Image { beyond: beyond(false, Some(7)), ..image(1, &[1]) };
+        let retained = |retention| now.retaining(&former, retention).beyond;
+        assert_eq!(retained(Retention::Nothing), beyond(false, Some(7)));
+        assert_eq!(retained(Retention::Objects), beyond(true, Some(7)));
+        assert_eq!(former.retaining(&now, Retention::FirstLook).beyond, beyond(false, None));
+        assert_eq!(other.retaining(&former, Retention::Objects).beyond, None);
     }
 
     #[test]
     fn a_process_that_is_gone_has_no_image() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None, chronicle: None };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: true };
         let gone = Process { start: me().start + 1, ..me() };
         assert_eq!(reader.read(gone, Hashing::Allowed).err(), Some(NoImage::Because(Cause::ProcessGone)));
     }

@@ -1,7 +1,8 @@
 //! One process, held fast while it is looked at.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -74,10 +75,49 @@ impl ProcDir {
     /// # Errors
     /// What open(2) and read(2) say.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let fd = openat(&self.dir, name, OFlag::O_CLOEXEC | OFlag::O_RDONLY, Mode::empty())?;
         let mut bytes = Vec::with_capacity(16 * 1024);
-        std::fs::File::from(fd).read_to_end(&mut bytes)?;
+        self.open_file(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn open_file(&self, name: &str) -> io::Result<File> {
+        Ok(openat(&self.dir, name, OFlag::O_CLOEXEC | OFlag::O_RDONLY, Mode::empty())?.into())
+    }
+
+    /// Who traces it: the process id of a tracer of any of its threads. A tracer outside the reader's pid namespace is not
+    /// seen.
+    ///
+    /// # Errors
+    /// It is gone, or /proc says nonsense.
+    pub fn tracer(&self) -> Result<Option<u32>, Cause> {
+        let status = self.read("status").map_err(|_| Cause::ProcessGone)?;
+        let Status { tracer, threads } = parse_status(&status).ok_or(Cause::MapsUnreadable)?;
+        let tracer = match tracer {
+            0 if threads > 1 => self.tracer_of_threads()?,
+            tracer => tracer,
+        };
+        // The kernel names the thread that traces.
+        let process_of = |thread| field(&ProcDir::hold(thread).ok()?.read("status").ok()?, "Tgid:");
+        Ok((tracer != 0).then(|| process_of(tracer).unwrap_or(tracer)))
+    }
+
+    /// Thread id of a tracer, or 0.
+    fn tracer_of_threads(&self) -> Result<u32, Cause> {
+        let tasks = std::fs::read_dir(format!("/proc/self/fd/{}/task", self.dir.as_raw_fd()));
+        for task in tasks.map_err(|_| Cause::ProcessGone)? {
+            let Some(task) = task.ok().and_then(|task| task.file_name().into_string().ok()) else { continue };
+            // A thread that ended meanwhile does nothing any more.
+            let Ok(status) = self.read(&format!("task/{task}/status")) else { continue };
+            let Status { tracer, .. } = parse_status(&status).ok_or(Cause::MapsUnreadable)?;
+            if tracer != 0 {
+                return Ok(tracer);
+            }
+        }
+        Ok(0)
     }
 
     /// Follows a link such as `exe` or `map_files/1000-2000` to the file itself, without opening it for reading: a device
@@ -110,6 +150,24 @@ struct Stat {
     start: u64,
 }
 
+/// What is wanted of /proc/PID/status; see proc_pid_status(5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Status {
+    /// Thread id; 0: none.
+    tracer: u32,
+    threads: u32,
+}
+
+fn parse_status(text: &[u8]) -> Option<Status> {
+    Some(Status { tracer: field(text, "TracerPid:")?, threads: field(text, "Threads:")? })
+}
+
+/// The number on the line that starts with `key`. A process cannot forge one: the kernel escapes line ends in its name.
+fn field(text: &[u8], key: &str) -> Option<u32> {
+    let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key.as_bytes()))?;
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
+}
+
 /// The command name in brackets may hold anything, brackets included.
 fn parse_stat(text: &[u8]) -> Option<Stat> {
     let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
@@ -140,6 +198,27 @@ mod tests {
         for bad in [&b""[..], b"1 (x", b"1 (x) S", b"1 (x) S 1 2 3"] {
             assert_eq!(parse_stat(bad), None);
         }
+    }
+
+    #[test]
+    fn status_lines() {
+        let text = b"Name:\tTracerPid:\\n9\nTgid:\t7\nTracerPid:\t4711\nThreads:\t2\n";
+        assert_eq!(parse_status(text), Some(Status { tracer: 4711, threads: 2 }));
+        assert_eq!(field(text, "Tgid:"), Some(7));
+        for bad in [&b""[..], b"TracerPid:\t\nThreads:\t1\n", b"TracerPid:\t1\n", b"TracerPid:\t-1\nThreads:\t1\n"] {
+            assert_eq!(parse_status(bad), None);
+        }
+    }
+
+    #[test]
+    fn nobody_traces_this_process() {
+        // With a second thread, so that all are looked at.
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        let me = ProcDir::hold(std::process::id()).unwrap();
+        assert_eq!(me.tracer(), Ok(None));
+        drop(end);
+        let _ = thread.join();
     }
 
     #[test]

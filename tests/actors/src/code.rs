@@ -22,7 +22,7 @@ use nix::libc;
 use nix::unistd::ForkResult;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::ioctl::{Getter, ioctl};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 
 pub use libloading::Library;
 
@@ -50,17 +50,49 @@ pub fn map_executable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a page of anonymous memory executable, for good, the way a JIT does.
+/// A page that is mapped until this is dropped. Nothing ever points into it.
+pub struct Memory(*mut std::ffi::c_void);
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by this file, and nothing points into it.
+        let unmapped = unsafe { munmap(self.0, LENGTH) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+impl Memory {
+    fn executable(self) -> Result<Memory> {
+        // SAFETY: the page is this one's alone.
+        unsafe { mprotect(self.0, LENGTH, MprotectFlags::READ | MprotectFlags::EXEC) }.context("mprotect")?;
+        Ok(self)
+    }
+}
+
+/// Makes a page of anonymous memory executable, the way a JIT does.
 ///
 /// # Errors
 /// The kernel refused.
-pub fn anonymous_executable() -> Result<()> {
-    // SAFETY: a new mapping at an address of the kernel's choice; nothing ever points into it.
-    unsafe {
-        let page = mmap_anonymous(ptr::null_mut(), LENGTH, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-            .context("mmap")?;
-        mprotect(page, LENGTH, MprotectFlags::READ | MprotectFlags::EXEC).context("mprotect")
-    }
+pub fn anonymous_executable() -> Result<Memory> {
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let page = unsafe { mmap_anonymous(ptr::null_mut(), LENGTH, all, MapFlags::PRIVATE) }.context("mmap")?;
+    Memory(page).executable()
+}
+
+/// Makes a page executable that began as a file's and was written to: no file holds what is in it.
+///
+/// # Errors
+/// The file cannot be mapped.
+pub fn patched_executable(path: &Path) -> Result<Memory> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let all = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let page = unsafe { mmap(ptr::null_mut(), LENGTH, all, MapFlags::PRIVATE, file, 0) }.context("mmap")?;
+    let memory = Memory(page);
+    // SAFETY: the page is this one's alone, and writable.
+    unsafe { memory.0.cast::<u8>().write_volatile(0xc3) };
+    memory.executable()
 }
 
 /// fork: the child's pid in the parent, nothing in the child.

@@ -36,6 +36,7 @@ mod options;
 mod repeat;
 mod socket;
 mod steps;
+mod tracer;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -21,6 +21,11 @@
 //! | `dlopen FILE` / `dlclose` | loads a library / lets go of it | `ok` |
 //! | `map-exec FILE` | maps a file executable | `ok` |
 //! | `anonymous-exec` | makes anonymous memory executable | `ok` |
+//! | `patched-exec FILE` | maps a file, writes to its own copy, makes it executable | `ok` |
+//! | `unmap-exec` | unmaps what one of these two made | `ok` |
+//! | `trace PID` | begins to trace a process (PTRACE_SEIZE) | `ok` |
+//! | `untrace PID` | ceases to trace it | `ok` |
+//! | `patch PID WHERE` | writes to a process' code, what was there before (/proc/PID/mem); WHERE: what a line of its maps ends with | `ok` |
 //! | `converse N` | N times: sends, and receives the answer | `ok` |
 //! | `judged` | waits until everything a datagram socket sent was judged | `ok` |
 //! | `flood N` | sends N times, whatever the kernel says | `ok` |
@@ -66,6 +71,11 @@ use crate::crowd::Crowd;
 use crate::heir::{self, Heir};
 use crate::repeat;
 use crate::socket::{PAYLOAD, Socket};
+use crate::tracer;
+
+fn pid(text: &str) -> Result<nix::unistd::Pid> {
+    Ok(nix::unistd::Pid::from_raw(text.parse().context("PID")?))
+}
 
 /// An actor at work.
 pub struct Stage {
@@ -73,6 +83,7 @@ pub struct Stage {
     timeout: Duration,
     heir: Option<Heir>,
     library: Option<Library>,
+    memory: Option<code::Memory>,
     crowd: Crowd,
     ring: Option<Ring>,
 }
@@ -80,7 +91,7 @@ pub struct Stage {
 impl Stage {
     /// An actor with its socket, if it has one.
     pub fn new(socket: Option<Socket>, timeout: Duration) -> Self {
-        Self { socket, timeout, heir: None, library: None, crowd: Crowd::default(), ring: None }
+        Self { socket, timeout, heir: None, library: None, memory: None, crowd: Crowd::default(), ring: None }
     }
 
     /// Takes steps from standard input until it ends.
@@ -177,7 +188,15 @@ impl Stage {
                 self.times(number, |stage, _| stage.ring.as_mut().context("no ring")?.send(to, PAYLOAD))?;
             }
             "map-exec" => code::map_executable(path)?,
-            "anonymous-exec" => code::anonymous_executable()?,
+            "anonymous-exec" => self.memory = Some(code::anonymous_executable()?),
+            "patched-exec" => self.memory = Some(code::patched_executable(path)?),
+            "unmap-exec" => drop(self.memory.take().context("nothing is mapped")?),
+            "trace" => tracer::seize(pid(rest)?)?,
+            "untrace" => tracer::detach(pid(rest)?)?,
+            "patch" => {
+                let (process, place) = rest.split_once(' ').context("WHERE")?;
+                tracer::patch(process, place)?;
+            }
             _ => bail!("unknown step"),
         }
         Ok(String::new())
