@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Args, SigType};
 use crate::attribute::census::Census;
+use crate::bypass::Bypass;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Server};
 use crate::image::{Chronicle, Digests, Process, Retention};
@@ -177,6 +178,7 @@ struct Started {
     failures: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<String>>,
     halt: Arc<EventFd>,
     journal: Journal,
+    bypass: Arc<Bypass>,
     keeper: JoinHandle<()>,
     end_keeper: crossbeam_channel::Sender<()>,
 }
@@ -209,6 +211,7 @@ fn start(
     let investigators = Investigators::start(&means, probe).map_err(system("starting the investigators"))?;
     let journal =
         Journal::open(&args.log).map_err(|error| DaemonError::Log { path: args.log.display().to_string(), error })?;
+    let bypass = Bypass::start(&means, journal.notices()).map_err(system("starting a thread"))?;
     let halt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
     let halt = Arc::new(halt.map_err(io::Error::from).map_err(system("eventfd"))?);
     let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
@@ -236,12 +239,25 @@ fn start(
         posts,
         probe: report,
         digests,
+        bypass: bypass.clone(),
         clock: clock.name(),
         since: Instant::now(),
         events_omitted: Box::new(journal.omitted()),
     });
     let failures = tokio::sync::Mutex::new(failures);
-    Ok(Started { office, chronicle, investigators, workers, mailboxes, failures, halt, journal, keeper, end_keeper })
+    Ok(Started {
+        office,
+        chronicle,
+        investigators,
+        workers,
+        mailboxes,
+        failures,
+        halt,
+        journal,
+        bypass,
+        keeper,
+        end_keeper,
+    })
 }
 
 /// What workers are made from.
@@ -437,7 +453,8 @@ async fn keep_chronicle(chronicle: Option<&Chronicle>) {
     }
 }
 
-/// Tells the workers of programs that start, and has them hashed ahead of their first packet.
+/// Tells the workers of programs that start, and has them hashed ahead of their first packet. Has sockets looked for that
+/// pass beside netfilter when one was made.
 async fn watch_processes(events: Option<Events>, started: &Started) {
     let Some(mut events) = events else { return std::future::pending().await };
     let polled = events.as_fd().try_clone_to_owned().and_then(|fd| watch(fd, Interest::READABLE));
@@ -447,16 +464,26 @@ async fn watch_processes(events: Option<Events>, started: &Started) {
     loop {
         let Ok(mut ready) = polled.readable().await else { return std::future::pending().await };
         while let Some(event) = events.next() {
-            match event {
-                Ok(event) if event.kind == EventKind::Exec => {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    continue;
+                }
+            };
+            match event.kind {
+                EventKind::Exec => {
                     let process = Process::new(event.tgid, event.start);
                     started.mailboxes.iter().for_each(|mailbox| mailbox.tell_exec(process));
                     started.investigators.look_ahead(process);
                 }
-                Ok(_) => {}
-                Err(error) => tracing::debug!("{error}"),
+                EventKind::BypassSocket { family, netns } => {
+                    started.bypass.note(Process::new(event.tgid, event.start), family, netns);
+                }
+                EventKind::Fork { .. } | EventKind::Exit | EventKind::ExecMapping => {}
             }
         }
+        started.bypass.mind_lost_events();
         ready.clear_ready();
     }
 }
@@ -464,7 +491,7 @@ async fn watch_processes(events: Option<Events>, started: &Started) {
 impl Started {
     /// Settles what is queued, gives the queues back, and writes what is left to write.
     fn stop(self) -> Result<(), DaemonError> {
-        let Started { office, workers, halt, journal, keeper, end_keeper, .. } = self;
+        let Started { office, workers, halt, journal, bypass, keeper, end_keeper, .. } = self;
         halt.write(1).map_err(io::Error::from).map_err(system("stopping the workers"))?;
         for worker in workers {
             if worker.join().is_err() {
@@ -480,6 +507,7 @@ impl Started {
                 queue.unbind().map_err(|source| QueueError::Kernel { number, step: "unbinding", source })?;
             }
         }
+        bypass.fall_silent();
         journal.finish();
         Ok(())
     }

@@ -274,7 +274,8 @@ impl Drop for Vital {
 }
 
 impl Means {
-    fn reader(&self) -> Reader<'_> {
+    /// Reads images as the searchers do.
+    pub(crate) fn reader(&self) -> Reader<'_> {
         let exact = |generations: &&Generations| generations.exact().processes && generations.exact().files;
         Reader {
             digests: &self.digests,

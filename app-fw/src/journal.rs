@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use shared::event::{Event, EventFlow, EventOwner, EventRule};
+use shared::event::{Event, EventFlow, EventOwner, EventRule, SocketEvent};
 use shared::{Cause, Chain, Flow};
 
 use crate::image::{Beyond, Image, Process, TICK};
@@ -35,6 +35,12 @@ pub struct Draft {
     pub answer: Arc<Answer>,
 }
 
+/// What becomes a line.
+enum Entry {
+    Packet(Draft),
+    Socket(SocketEvent),
+}
+
 /// What is told.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -46,7 +52,7 @@ pub struct Policy {
 
 /// Writes events.
 pub struct Journal {
-    drafts: Sender<Draft>,
+    entries: Sender<Entry>,
     omitted: Arc<Omitted>,
     written: Receiver<()>,
 }
@@ -76,7 +82,7 @@ impl Journal {
         } else {
             Box::new(OpenOptions::new().append(true).create(true).open(path).map(BufWriter::<File>::new)?)
         };
-        let (drafts, queue) = bounded(WAITING);
+        let (entries, queue) = bounded(WAITING);
         let omitted = Arc::new(Omitted::default());
         let counter = omitted.clone();
         let (done, written) = bounded(1);
@@ -84,12 +90,23 @@ impl Journal {
             write(&queue, to, &counter);
             let _ = done.send(());
         })?;
-        Ok(Journal { drafts, omitted, written })
+        Ok(Journal { entries, omitted, written })
     }
 
     /// A worker's end.
     pub fn reporter(&self, policy: Policy) -> Reporter {
-        Reporter { drafts: self.drafts.clone(), omitted: self.omitted.clone(), policy, tokens: policy.rate, filled: 0 }
+        Reporter {
+            entries: self.entries.clone(),
+            omitted: self.omitted.clone(),
+            policy,
+            tokens: policy.rate,
+            filled: 0,
+        }
+    }
+
+    /// For what is told besides packets.
+    pub fn notices(&self) -> Notices {
+        Notices { entries: self.entries.clone(), omitted: self.omitted.clone() }
     }
 
     /// Counts what was left out, for the status.
@@ -98,18 +115,35 @@ impl Journal {
         move || omitted.total.load(Ordering::Relaxed)
     }
 
-    /// Has the writer write what is left once all reporters are gone. A reader that does not read is not waited for long.
+    /// Has the writer write what is left once all reporters and notices are gone. A reader that does not read is not
+    /// waited for long.
     pub fn finish(self) {
-        drop(self.drafts);
+        drop(self.entries);
         if self.written.recv_timeout(PATIENCE).is_err() {
             tracing::warn!("the last events could not be written");
         }
     }
 }
 
+/// Takes events that are not about packets. They are few, and not limited in rate.
+#[derive(Clone)]
+pub struct Notices {
+    entries: Sender<Entry>,
+    omitted: Arc<Omitted>,
+}
+
+impl Notices {
+    /// Hands an event over, or counts it as left out.
+    pub fn tell(&self, event: SocketEvent) {
+        if self.entries.try_send(Entry::Socket(event)).is_err() {
+            self.omitted.count();
+        }
+    }
+}
+
 /// Takes a worker's events.
 pub struct Reporter {
-    drafts: Sender<Draft>,
+    entries: Sender<Entry>,
     omitted: Arc<Omitted>,
     policy: Policy,
     tokens: u64,
@@ -146,16 +180,19 @@ impl Reporter {
             return self.omitted.count();
         }
         self.tokens -= 1;
-        if self.drafts.try_send(draft()).is_err() {
+        if self.entries.try_send(Entry::Packet(draft())).is_err() {
             self.omitted.count();
         }
     }
 }
 
-fn write(queue: &Receiver<Draft>, mut to: Box<dyn Write + Send>, omitted: &Omitted) {
-    for draft in queue {
-        let event = event(&draft, omitted.since.swap(0, Ordering::Relaxed));
-        let written = serde_json::to_vec(&event).map_err(io::Error::from).and_then(|mut line| {
+fn write(queue: &Receiver<Entry>, mut to: Box<dyn Write + Send>, omitted: &Omitted) {
+    for entry in queue {
+        let line = match &entry {
+            Entry::Packet(draft) => serde_json::to_vec(&event(draft, omitted.since.swap(0, Ordering::Relaxed))),
+            Entry::Socket(event) => serde_json::to_vec(event),
+        };
+        let written = line.map_err(io::Error::from).and_then(|mut line| {
             line.push(b'\n');
             to.write_all(&line)?;
             if queue.is_empty() { to.flush() } else { Ok(()) }
@@ -173,7 +210,7 @@ fn event(draft: &Draft, omitted: u64) -> Event {
     let judgement = &answer.judgement;
     let namespace = answer.namespace.as_ref().map(|namespace| namespace.name.to_string());
     Event {
-        time: jiff::Timestamp::try_from(draft.time).map_or_else(|_| String::new(), |time| format!("{time:.6}")),
+        time: timestamp(draft.time),
         verdict: judgement.verdict,
         reason: judgement.reason,
         chain: draft.chain,
@@ -185,10 +222,16 @@ fn event(draft: &Draft, omitted: u64) -> Event {
     }
 }
 
+/// RFC 3339, UTC, microseconds.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |time| format!("{time:.6}"))
+}
+
 fn owners(answer: &Answer) -> Vec<EventOwner> {
     let Some(identity) = &answer.identity else { return Vec::new() };
     let known = identity.owners.holders.iter().zip(&identity.images);
-    let mut owners: Vec<_> = known.map(|(holder, image)| owner(holder.process, image)).collect();
+    let mut owners: Vec<_> =
+        known.map(|(holder, image)| owner(holder.process, image.as_deref().map_err(|cause| *cause))).collect();
     owners.extend(identity.owners.undetermined.map(|cause| EventOwner {
         pid: None,
         start: None,
@@ -202,8 +245,9 @@ fn owners(answer: &Answer) -> Vec<EventOwner> {
     owners
 }
 
-fn owner(process: Process, image: &Result<Arc<Image>, Cause>) -> EventOwner {
-    let known = image.as_ref().ok();
+/// What an event says of a process.
+pub(crate) fn owner(process: Process, image: Result<&Image, Cause>) -> EventOwner {
+    let known = image.ok();
     // If no rule asked, it is looked at now.
     let beyond = known.and_then(|image| image.beyond.or_else(|| Beyond::of(process).ok()));
     EventOwner {
@@ -214,6 +258,6 @@ fn owner(process: Process, image: &Result<Arc<Image>, Cause>) -> EventOwner {
         image: known.and_then(|image| image.aggregate),
         anon_exec: beyond.is_some_and(|beyond| beyond.anon_exec == Some(true)),
         traced_by: beyond.and_then(|beyond| beyond.traced_by),
-        undetermined: image.as_ref().map_or_else(|cause| Some(*cause), |image| image.gap),
+        undetermined: image.map_or_else(Some, |image| image.gap),
     }
 }

@@ -13,6 +13,7 @@
 
 pub mod args;
 pub mod attribute;
+pub mod bypass;
 pub mod clock;
 pub mod control;
 pub mod daemon;

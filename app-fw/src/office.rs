@@ -14,6 +14,7 @@ use shared::control::{
 use shared::{Chain, Selector};
 use syscall_probe::{Generations, Hook, Probe};
 
+use crate::bypass::Bypass;
 use crate::control::Handler;
 use crate::image::Digests;
 use crate::matcher::{ActiveRule, Defaults, Ruleset};
@@ -139,6 +140,8 @@ pub struct Office {
     pub probe: ProbeReport,
     /// Digests known.
     pub digests: Arc<Digests>,
+    /// Sockets that pass beside netfilter.
+    pub bypass: Arc<Bypass>,
     /// Which clock times the batches.
     pub clock: &'static str,
     /// When the queues were bound.
@@ -266,6 +269,7 @@ impl Office {
             queues: self.posts.iter().map(Post::status).collect(),
             events_omitted: (self.events_omitted)(),
             digests: self.digests.len(),
+            bypass_capable: self.bypass.look(),
         }
     }
 }

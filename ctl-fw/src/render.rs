@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use shared::control::{ListedPolicy, ListedRule, Listing, ProbeStatus, Status};
+use shared::control::{BypassHolder, BypassSocket, ListedPolicy, ListedRule, Listing, ProbeStatus, Status};
 use shared::{Chain, Match, Predicate, Rule, Selector, Verdict};
 
 use crate::hash::DigestListing;
@@ -205,6 +205,7 @@ pub(crate) fn status(out: &mut dyn Write, status: &Status, style: Style) -> io::
     writeln!(out, "events   {} left out", status.events_omitted)?;
     writeln!(out, "clock    {}", status.clock)?;
     write_probe(out, &status.probe)?;
+    write_bypass(out, &status.bypass_capable)?;
     if status.queues.is_empty() {
         return Ok(());
     }
@@ -259,6 +260,23 @@ fn write_probe(out: &mut dyn Write, probe: &ProbeStatus) -> io::Result<()> {
     Ok(())
 }
 
+/// Who can send past every rule.
+fn write_bypass(out: &mut dyn Write, sockets: &[BypassSocket]) -> io::Result<()> {
+    writeln!(out, "bypass   {} sockets that send past netfilter", sockets.len())?;
+    for socket in sockets {
+        let holders: Vec<_> = socket.holders.iter().map(holder).collect();
+        let holders = if holders.is_empty() { "no holder was found".into() } else { holders.join(", ") };
+        writeln!(out, "         {} {}: {holders}", socket.family.token(), socket.inode)?;
+    }
+    Ok(())
+}
+
+/// Paths are chosen by whoever runs the program: no line ends, no terminal codes.
+fn holder(holder: &BypassHolder) -> String {
+    let path = holder.path.as_deref().unwrap_or("?");
+    format!("pid {} {}", holder.pid, path.escape_debug())
+}
+
 fn bytes(count: u64) -> String {
     match count {
         0..=9999 => format!("{count} B"),
@@ -300,6 +318,7 @@ mod tests {
     use crate::hash::HashedFile;
     use shared::Digest;
     use shared::control::{MissingHook, QueueStatus};
+    use shared::event::BypassFamily;
 
     const PIPE: Style = Style { json: false, for_people: false };
     const TERMINAL: Style = Style { json: false, for_people: true };
@@ -425,9 +444,29 @@ Chain FORWARD, policy: any ACCEPT (default)
             queues: vec![queue],
             events_omitted: 0,
             digests: 5,
+            bypass_capable: vec![
+                BypassSocket {
+                    family: BypassFamily::Packet,
+                    inode: 4711,
+                    holders: vec![
+                        BypassHolder { pid: 7, path: Some("/sbin/a\nb".into()) },
+                        BypassHolder { pid: 8, path: None },
+                    ],
+                },
+                BypassSocket { family: BypassFamily::Xdp, inode: 4712, holders: vec![] },
+            ],
         };
         let text = shown(|out| status(out, &state, PIPE));
-        for part in ["app-fw 0.1.0, pid 42, up 1:02:03", "missing hook fork: no BTF", "slower", "2048 KiB", "exec 3"] {
+        for part in [
+            "app-fw 0.1.0, pid 42, up 1:02:03",
+            "missing hook fork: no BTF",
+            "slower",
+            "2048 KiB",
+            "exec 3",
+            "bypass   2 sockets",
+            "AF_PACKET 4711: pid 7 /sbin/a\\nb, pid 8 ?\n",
+            "AF_XDP 4712: no holder was found\n",
+        ] {
             assert!(text.contains(part), "{text} should say {part}");
         }
         let json = shown(|out| status(out, &state, JSON));

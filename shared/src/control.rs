@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::event::BypassFamily;
 use crate::{Chain, Rule, Selector, Verdict};
 
 /// Moves when a client of the old version could misunderstand the new one.
@@ -190,6 +191,30 @@ pub struct Status {
     pub events_omitted: u64,
     /// Digests known without hashing.
     pub digests: usize,
+    /// Open sockets of the daemon's network namespace whose packets no rule sees.
+    #[serde(default)]
+    pub bypass_capable: Vec<BypassSocket>,
+}
+
+/// A socket that sends and receives past netfilter.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BypassSocket {
+    /// Of which address family it is.
+    pub family: BypassFamily,
+    /// Its inode number, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// Who holds it. Empty: no descriptor of it was found.
+    pub holders: Vec<BypassHolder>,
+}
+
+/// A process that holds such a socket.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BypassHolder {
+    /// Process id in the daemon's pid namespace.
+    pub pid: u32,
+    /// The program's path as the process sees it; for people. Absent if it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 /// What the eBPF probe does.

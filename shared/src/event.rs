@@ -1,4 +1,5 @@
-//! Events: what happened to a packet and why, one JSON object a line.
+//! Events, one JSON object a line. A line with `verdict` tells what happened to a packet and why ([`Event`]); a line with
+//! `event` tells of something else, and the key says of what ([`SocketEvent`]).
 
 use std::net::IpAddr;
 
@@ -97,6 +98,51 @@ pub struct EventOwner {
     /// Why the owner is undetermined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undetermined: Option<Cause>,
+}
+
+/// A socket was seen that can send past netfilter, or a process that was not seen to hold it before.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SocketEvent {
+    /// When it was seen: RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// What is told.
+    pub event: SocketNews,
+    /// Of which address family it is.
+    pub family: BypassFamily,
+    /// Its inode number, as in `/proc/PID/fd`. Absent if it was closed before it could be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
+    /// Every process that holds it, or who made it if it was closed since. Empty: no descriptor of it was found.
+    pub owners: Vec<EventOwner>,
+}
+
+/// What a [`SocketEvent`] tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SocketNews {
+    /// It can send and receive past netfilter: no rule of app-fw sees its packets.
+    #[serde(rename = "bypass-capable")]
+    BypassCapable,
+}
+
+/// Address families that pass beside netfilter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum BypassFamily {
+    /// packet(7).
+    #[serde(rename = "AF_PACKET")]
+    Packet,
+    /// AF_XDP.
+    #[serde(rename = "AF_XDP")]
+    Xdp,
+}
+
+impl BypassFamily {
+    /// Stable token: the family's name.
+    pub fn token(self) -> &'static str {
+        match self {
+            BypassFamily::Packet => "AF_PACKET",
+            BypassFamily::Xdp => "AF_XDP",
+        }
+    }
 }
 
 /// The rule that fired.

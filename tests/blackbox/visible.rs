@@ -1,12 +1,12 @@
-//! What no digest says of a process: executable memory that no file holds, and a tracer.
+//! What no digest says of a process: executable memory that no file holds, a tracer, and sockets whose packets no rule sees.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use harness::{Actor, Counter, Daemon, LIMIT, Server, Signal};
-use serde_json::json;
+use harness::{Actor, Counter, Daemon, LIMIT, Ns, Server, Signal};
+use serde_json::{Value, json};
 
-use crate::line::pause;
+use crate::line::{pause, status, wait_until};
 use crate::pair::Pair;
 
 /// With the probe, where answers are kept, and without, where each packet has a look of its own.
@@ -287,4 +287,94 @@ fn events_say_what_is_unusual_about_an_owner() -> Result<()> {
         }
     }
     Ok(())
+}
+
+// --- beside netfilter ------------------------------------------------------------------------------------------------------
+
+fn is_bypass(event: &Value) -> bool {
+    event["event"] == "bypass-capable"
+}
+
+/// Somebody who sends by packet(7) in the local namespace what another socket would send to port 9.
+fn packet_sender(pair: &Pair) -> Result<Actor> {
+    let from = format!("{}:4000", harness::world::LOCAL4);
+    pair.start(&pair.evil, &["packet", &pair.to4(9), "eth0", "--bind", &from])
+}
+
+fn check_report(pair: &Pair, event: &Value, pid: u32) -> Result<()> {
+    ensure!(event["family"] == "AF_PACKET" && event["inode"].is_u64() && event.get("verdict").is_none(), "{event}");
+    let owner = event["owners"].as_array().and_then(|owners| owners.first()).context("no owner")?;
+    ensure!(owner["pid"] == pid && owner["path"] == text(&pair.evil)?, "{event}");
+    ensure!(owner["program"] == pair.world.sha256(&pair.evil)?, "{event}");
+    Ok(())
+}
+
+/// What no rule can stop is told of as soon as somebody can do it.
+#[test]
+fn who_can_send_past_netfilter_is_reported() -> Result<()> {
+    let Scene { mut daemon, _sink, pair } = Scene::new("past netfilter", &[])?;
+    pair.world.ctl_ok(&["-P", "OUTPUT", "DROP"])?;
+    let arrived = pair.world.count("udp dport 9")?;
+    let mut actor = packet_sender(&pair)?;
+    // Nobody asked for a look.
+    let event = daemon.wait_event(LIMIT, is_bypass)?;
+    check_report(&pair, &event, actor.pid())?;
+    actor.step("send 3")?;
+    wait_until("what no rule stops arrives", || Ok(arrived.total()? == 3))?;
+    let listed = status(&daemon.files().socket)?.bypass_capable;
+    ensure!(listed.len() == 1 && listed[0].holders.len() == 1 && listed[0].holders[0].pid == actor.pid(), "{listed:?}");
+    let shown = pair.world.ctl_ok(&["status"])?;
+    ensure!(shown.contains(&format!("pid {} {}", actor.pid(), text(&pair.evil)?)), "{shown}");
+    let shown: Value = serde_json::from_str(&pair.world.ctl_ok(&["status", "--json"])?)?;
+    ensure!(shown["bypass_capable"][0]["holders"][0]["pid"] == actor.pid(), "{shown}");
+    // Nobody else is told of, and nobody twice.
+    let _elsewhere = pair.world.actor_from(
+        Ns::Peer,
+        &pair.evil,
+        &["packet", &pair.to4(9), "eth0", "--bind", "198.51.100.2:4000"],
+    )?;
+    ensure!(status(&daemon.files().socket)?.bypass_capable == listed);
+    let second = packet_sender(&pair)?;
+    daemon.wait_event(LIMIT, |event| is_bypass(event) && event["owners"][0]["pid"] == second.pid())?;
+    let told = daemon.events()?.iter().filter(|event| is_bypass(event)).count();
+    ensure!(told == 2, "{:?}", daemon.events()?);
+    drop((actor, second));
+    wait_until("nobody is left", || Ok(status(&daemon.files().socket)?.bypass_capable.is_empty()))
+}
+
+#[test]
+fn who_can_already_send_past_netfilter_is_reported_at_start() -> Result<()> {
+    for arguments in PROBES {
+        let pair = Pair::new("past netfilter before")?;
+        let actor = packet_sender(&pair)?;
+        let mut daemon = pair.world.daemon(arguments)?;
+        let event = daemon.wait_event(LIMIT, is_bypass).with_context(|| format!("{arguments:?}"))?;
+        check_report(&pair, &event, actor.pid())?;
+    }
+    Ok(())
+}
+
+/// Its maker has ended when the daemon comes to look.
+#[test]
+fn who_could_send_past_netfilter_for_a_moment_is_reported() -> Result<()> {
+    let mut scene = Scene::new("past netfilter for a moment", &[])?;
+    pause(&scene.daemon)?;
+    let pid = packet_sender(&scene.pair)?.pid();
+    scene.daemon.signal(Signal::CONT)?;
+    let event = scene.daemon.wait_event(LIMIT, is_bypass)?;
+    let owner = &event["owners"][0];
+    ensure!(event["family"] == "AF_PACKET" && event.get("inode").is_none() && owner["pid"] == pid, "{event}");
+    ensure!(owner["undetermined"] == "process-gone", "{event}");
+    ensure!(status(&scene.daemon.files().socket)?.bypass_capable.is_empty());
+    Ok(())
+}
+
+/// Without the probe nothing tells of a new one: whoever asks for the status sees it, and the events do then.
+#[test]
+fn without_the_probe_the_status_finds_who_can_send_past_netfilter() -> Result<()> {
+    let mut scene = Scene::new("past netfilter, no probe", &["--no-probe"])?;
+    let actor = packet_sender(&scene.pair)?;
+    let listed = status(&scene.daemon.files().socket)?.bypass_capable;
+    ensure!(listed.len() == 1 && listed[0].holders[0].pid == actor.pid(), "{listed:?}");
+    check_report(&scene.pair, &scene.daemon.wait_event(LIMIT, is_bypass)?, actor.pid())
 }

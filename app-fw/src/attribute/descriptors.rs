@@ -26,7 +26,7 @@ struct Listed {
 
 /// One record for each open descriptor of a socket. Ends are known for ICMP and raw sockets only; all others have just
 /// their inode and holder.
-pub(super) fn dump() -> io::Result<Vec<SocketRecord>> {
+pub(crate) fn dump() -> io::Result<Vec<SocketRecord>> {
     let mut listed = HashMap::new();
     let mut namespaces = HashSet::new();
     let mut open = Vec::new();

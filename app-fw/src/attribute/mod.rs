@@ -7,7 +7,7 @@
 //! An answer carries the generations it was derived from, read before anything was looked at.
 
 pub mod census;
-mod descriptors;
+pub(crate) mod descriptors;
 pub mod diag;
 mod search;
 

@@ -10,7 +10,7 @@ pub mod ring;
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -93,6 +93,32 @@ pub fn patched_executable(path: &Path) -> Result<Memory> {
     // SAFETY: the page is this one's alone, and writable.
     unsafe { memory.0.cast::<u8>().write_volatile(0xc3) };
     memory.executable()
+}
+
+/// A packet(7) socket that sends Ethernet frames through the interface with this index.
+///
+/// # Errors
+/// The kernel refused.
+pub fn packet_socket(interface: u32) -> Result<OwnedFd> {
+    let protocol = 0x0800_u16.to_be();
+    // SAFETY: all bytes 0 are a valid address.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = interface as i32;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: a new descriptor that nobody else owns; the kernel reads `length` bytes of a live value of that size.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error()).context("socket");
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) < 0 {
+            return Err(io::Error::last_os_error()).context("bind");
+        }
+        Ok(socket)
+    }
 }
 
 /// fork: the child's pid in the parent, nothing in the child.

@@ -12,6 +12,7 @@
 //! actor serve-tcp ADDR:PORT [--reuseport]        listens (`accept`)
 //! actor ping ADDR                    an ICMP echo socket; needs net.ipv4.ping_group_range
 //! actor raw ADDR PROTOCOL            a raw IP socket; PROTOCOL is a number
+//! actor packet ADDR:PORT DEVICE --bind ADDR:PORT   sends the same datagrams as `udp` from a packet(7) socket
 //! actor idle                         no socket
 //! ```
 //!

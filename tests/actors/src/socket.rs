@@ -1,5 +1,6 @@
 //! The one socket of an actor.
 
+use std::borrow::Cow;
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,7 +34,7 @@ pub struct Socket {
     to: Option<SocketAddr>,
     /// Where the last datagram came from.
     from: Option<SocketAddr>,
-    payload: &'static [u8],
+    payload: Cow<'static, [u8]>,
 }
 
 /// The wildcard address of the family of `like`, with port 0.
@@ -85,9 +86,18 @@ impl Socket {
                     if to.is_ipv4() { (ipproto::ICMP, &ECHO4) } else { (ipproto::ICMPV6, &ECHO6) };
                 let fd = new_socket(to, SocketType::DGRAM, Some(protocol), options)
                     .context("an ICMP echo socket (is net.ipv4.ping_group_range set?)")?;
-                Ok(Self { payload, ..Self::of(fd, Some(to)) })
+                Ok(Self { payload: Cow::Borrowed(payload), ..Self::of(fd, Some(to)) })
             }
             "raw" => Self::raw(options.operand(1)?, options.host()?),
+            "packet" => {
+                let (SocketAddr::V4(from), SocketAddr::V4(to)) = (options.bind.context("--bind")?, options.address()?)
+                else {
+                    bail!("IPv4 addresses are wanted")
+                };
+                let interface = nix::net::if_::if_nametoindex(options.operand(1)?).context("DEVICE")?;
+                let fd = code::packet_socket(interface)?;
+                Ok(Self { payload: Cow::Owned(frame(from, to)), ..Self::of(fd, None) })
+            }
             other => bail!("unknown role {other} (see the head of main.rs)"),
         }
     }
@@ -119,7 +129,7 @@ impl Socket {
 
     /// A socket that came from elsewhere.
     pub fn of(fd: OwnedFd, to: Option<SocketAddr>) -> Self {
-        Self { fd, to, from: None, payload: PAYLOAD }
+        Self { fd, to, from: None, payload: Cow::Borrowed(PAYLOAD) }
     }
 
     fn datagram(options: &Options, protocol: Protocol) -> Result<Self> {
@@ -153,8 +163,8 @@ impl Socket {
     /// The kernel refused.
     pub fn send(&self) -> Result<()> {
         match self.to {
-            Some(to) => sendto(&self.fd, self.payload, SendFlags::NOSIGNAL, &to),
-            None => send(&self.fd, self.payload, SendFlags::NOSIGNAL),
+            Some(to) => sendto(&self.fd, &self.payload, SendFlags::NOSIGNAL, &to),
+            None => send(&self.fd, &self.payload, SendFlags::NOSIGNAL),
         }
         .map(drop)
         .context("send")
@@ -166,7 +176,7 @@ impl Socket {
     /// None came yet, or the kernel refused.
     pub fn reply(&self) -> Result<()> {
         let from = self.from.context("nothing was received yet")?;
-        sendto(&self.fd, self.payload, SendFlags::NOSIGNAL, &from).map(drop).context("send")
+        sendto(&self.fd, &self.payload, SendFlags::NOSIGNAL, &from).map(drop).context("send")
     }
 
     /// Sends bytes as they are, where the socket sends.
@@ -191,7 +201,7 @@ impl Socket {
         };
         let control = [ControlMessage::Ipv4PacketInfo(&info)];
         let (fd, to) = (self.fd.as_raw_fd(), SockaddrIn::from(to));
-        nix::sys::socket::sendmsg(fd, &[IoSlice::new(self.payload)], &control, MsgFlags::empty(), Some(&to))
+        nix::sys::socket::sendmsg(fd, &[IoSlice::new(&self.payload)], &control, MsgFlags::empty(), Some(&to))
             .map(drop)
             .context("send")
     }
@@ -297,6 +307,26 @@ impl Socket {
     pub fn fd(&self) -> &OwnedFd {
         &self.fd
     }
+}
+
+/// An Ethernet frame to all stations with a UDP datagram in it.
+fn frame(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let udp = 8 + PAYLOAD.len() as u16;
+    let mut header = vec![0x45, 0];
+    header.extend((20 + udp).to_be_bytes());
+    header.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    header.extend(from.ip().octets());
+    header.extend(to.ip().octets());
+    let sum: u32 = header.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
+    frame.extend(header);
+    frame.extend([from.port(), to.port(), udp, 0].map(u16::to_be_bytes).concat());
+    frame.extend(PAYLOAD);
+    frame
 }
 
 fn new_socket(like: SocketAddr, kind: SocketType, protocol: Option<Protocol>, options: &Options) -> Result<OwnedFd> {
