@@ -406,7 +406,7 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 failed = failures.recv() => failure = failed,
                 () = watch_names(&started.office) => {}
                 () = watch_processes(events, started) => {}
-                () = keep_chronicle(started.chronicle.as_deref()) => {}
+                () = keep_chronicle(started) => {}
             }
         };
         server.serve(started.office.clone(), over).await?;
@@ -439,22 +439,22 @@ async fn watch_names(office: &Office) {
     }
 }
 
-/// Takes note of what processes are made of before the kernel has no room to tell.
-async fn keep_chronicle(chronicle: Option<&Chronicle>) {
-    let Some(chronicle) = chronicle else { return std::future::pending().await };
+/// Takes note of what processes are made of before the kernel has no room to tell, and has new files hashed ahead of the
+/// first packet.
+async fn keep_chronicle(started: &Started) {
+    let Some(chronicle) = &started.chronicle else { return std::future::pending().await };
     let news = chronicle.news().and_then(|fd| watch(fd, Interest::READABLE));
     let Ok(news) = news.inspect_err(|error| tracing::warn!("changes of processes: {error}")) else {
         return std::future::pending().await;
     };
     loop {
         let Ok(mut ready) = news.readable().await else { return std::future::pending().await };
-        chronicle.catch_up();
+        chronicle.catch_up().into_iter().for_each(|process| started.investigators.look_ahead(process));
         ready.clear_ready();
     }
 }
 
-/// Tells the workers of programs that start, and has them hashed ahead of their first packet. Has sockets looked for that
-/// pass beside netfilter when one was made.
+/// Tells the workers of programs that start, and has sockets looked for that pass beside netfilter when one was made.
 async fn watch_processes(events: Option<Events>, started: &Started) {
     let Some(mut events) = events else { return std::future::pending().await };
     let polled = events.as_fd().try_clone_to_owned().and_then(|fd| watch(fd, Interest::READABLE));
@@ -475,12 +475,10 @@ async fn watch_processes(events: Option<Events>, started: &Started) {
                 EventKind::Exec => {
                     let process = Process::new(event.tgid, event.start);
                     started.mailboxes.iter().for_each(|mailbox| mailbox.tell_exec(process));
-                    started.investigators.look_ahead(process);
                 }
                 EventKind::BypassSocket { family, netns } => {
                     started.bypass.note(Process::new(event.tgid, event.start), family, netns);
                 }
-                EventKind::Fork { .. } | EventKind::Exit | EventKind::ExecMapping => {}
             }
         }
         started.bypass.mind_lost_events();

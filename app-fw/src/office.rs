@@ -83,7 +83,7 @@ impl ProbeReport {
             why_not: self.why_not.clone(),
             missing: self.missing.clone(),
             cost: self.cost.clone(),
-            lost_events: self.generations.as_ref().map_or(0, Generations::lost_events),
+            lost_events: self.generations.as_ref().map_or(0, |all| all.lost_events() + all.lost_changes()),
         }
     }
 }

@@ -229,7 +229,7 @@ pub struct ProbeStatus {
     pub missing: Vec<MissingHook>,
     /// What a missing hook costs; sentences.
     pub cost: Vec<String>,
-    /// Events lost because the ring was full; each time every answer was thrown away once.
+    /// Messages of the kernel about processes that were lost because nobody took them in time.
     pub lost_events: u64,
 }
 

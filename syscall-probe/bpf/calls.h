@@ -52,7 +52,7 @@
 /* What a watched call does; kept with the slot it was counted in while it is in flight. */
 #define IN_FLIGHT_SLOT 0x0000ffffu
 #define IN_FLIGHT_PROCESS 0x00010000u  /* changes or gives away what the calling process holds */
-#define IN_FLIGHT_MAPPING 0x00020000u  /* may map something executable: worth an event */
+#define IN_FLIGHT_MAPPING 0x00020000u  /* may map something executable */
 #define IN_FLIGHT_IMAGE 0x00100000u    /* changes what the calling process is made of */
 #define IN_FLIGHT_SHED 0x00200000u     /* ... by taking something away */
 #define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
@@ -533,9 +533,6 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	task = bpf_get_current_task_btf();
 	if (note & IN_FLIGHT_IMAGE)
 		tell_call(task, regs, nr, note, ret);
-	if ((note & IN_FLIGHT_MAPPING) && (unsigned long)ret < -4095UL) {
-		tell(EVENT_EXEC_MAPPING, thread >> 32, task->group_leader->start_boottime, 0);
-	}
 	return 0;
 }
 

@@ -14,6 +14,8 @@ struct mapped {
 	unsigned long end;
 	u32 executable;
 	u32 known; /* `object` is a file, with its times */
+	u32 news;  /* nobody has looked at it yet */
+	u32 padding;
 	struct object object;
 };
 
@@ -38,6 +40,7 @@ static long look_at_object(struct task_struct *task, struct vm_area_struct *mapp
 	slot = bpf_map_lookup_elem(&file_slots, &index);
 	if (!slot || !bpf_core_field_exists(times->i_mtime_sec))
 		return 0;
+	mapped->news = !*(volatile u32 *)&slot->watched;
 	mapped->object.file_generation = *(volatile u32 *)&slot->generation;
 	mapped->object.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	mapped->object.magic = BPF_CORE_READ(inode, i_sb, s_magic);
@@ -49,12 +52,13 @@ static long look_at_object(struct task_struct *task, struct vm_area_struct *mapp
 	return 0;
 }
 
-/* Whoever wants to know takes what is there; nobody is woken for each of the forty libraries of a program. */
+/* Whoever wants to know takes what is there; nobody is woken for each of the forty libraries of a program, unless it may
+   have to be hashed. */
 static __always_inline void submit(struct change *change)
 {
-	bool much = bpf_ringbuf_query(&image_changes, BPF_RB_AVAIL_DATA) > CHANGE_BYTES / 4;
+	bool wake = (change->flags & CHANGE_NEWS) || bpf_ringbuf_query(&image_changes, BPF_RB_AVAIL_DATA) > CHANGE_BYTES / 4;
 
-	bpf_ringbuf_submit(change, much ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(change, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline struct change *new_change(u32 kind, struct task_struct *task)
@@ -83,7 +87,7 @@ static __always_inline void tell_change(u32 kind, struct task_struct *task, u32 
 
 	if (!change)
 		return;
-	change->shared = shared;
+	change->flags = shared ? CHANGE_SHARED : 0;
 	submit(change);
 }
 
@@ -105,7 +109,9 @@ static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsi
 	change = new_change(kind, task);
 	if (!change)
 		return;
-	change->shared = shared;
+	change->flags = shared ? CHANGE_SHARED : 0;
+	if (mapped.news)
+		change->flags |= CHANGE_NEWS;
 	change->object = mapped.object;
 	submit(change);
 }
@@ -129,6 +135,6 @@ static __always_inline void tell_fork(struct task_struct *parent, struct task_st
 		return;
 	change->parent = parent->tgid;
 	change->parent_start = parent->group_leader->start_boottime;
-	change->shared = parent->mm == child->mm;
+	change->flags = parent->mm == child->mm ? CHANGE_SHARED : 0;
 	submit(change);
 }

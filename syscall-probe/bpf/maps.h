@@ -117,13 +117,13 @@ _Static_assert(sizeof(struct sender) == 48, "mirrored in src/layout.rs");
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 
-enum event_kind { EVENT_EXEC = 1, EVENT_FORK = 2, EVENT_EXIT = 3, EVENT_EXEC_MAPPING = 4, EVENT_PACKET_SOCKET = 5, EVENT_XDP_SOCKET = 6 };
+enum event_kind { EVENT_EXEC = 1, EVENT_PACKET_SOCKET = 2, EVENT_XDP_SOCKET = 3 };
 
 struct event {
 	u32 kind;
 	u32 tgid;
 	u64 start; /* start_boottime of the thread group leader, ns */
-	u32 other; /* EVENT_FORK: tgid of the child; EVENT_*_SOCKET: inode number of the network namespace */
+	u32 netns; /* EVENT_*_SOCKET: inode number of the network namespace */
 	u32 padding;
 };
 _Static_assert(sizeof(struct event) == 24, "mirrored in src/layout.rs");
@@ -156,10 +156,12 @@ struct change {
 	u64 image_generation; /* after it */
 	u64 parent_start;     /* fork */
 	u32 parent;	      /* fork: tgid */
-	u32 shared;	      /* others may have the same address space, and the same change */
+	u32 flags;	      /* CHANGE_* */
 	struct object object;
 };
 _Static_assert(sizeof(struct change) == 88, "mirrored in src/layout.rs");
+#define CHANGE_SHARED 1u /* others may have the same address space, and the same change */
+#define CHANGE_NEWS 2u	 /* nobody has watched the object yet */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -316,7 +318,7 @@ static __always_inline u64 move_port(u16 port)
 	return generation ? __sync_fetch_and_add(generation, 1) + 1 : 0;
 }
 
-static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other)
+static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 netns)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	struct wide *all;
@@ -325,14 +327,12 @@ static __always_inline void tell(u32 kind, u32 tgid, u64 start, u32 other)
 		event->kind = kind;
 		event->tgid = tgid;
 		event->start = start;
-		event->other = other;
+		event->netns = netns;
 		event->padding = 0;
 		bpf_ringbuf_submit(event, 0);
 		return;
 	}
 	all = wide_slot();
-	if (!all)
-		return;
-	__sync_fetch_and_add(&all->lost_events, 1);
-	move(&all->generation);
+	if (all)
+		__sync_fetch_and_add(&all->lost_events, 1);
 }

@@ -46,7 +46,6 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	}
 	move_image(child->tgid);
 	tell_fork(parent, child);
-	tell(EVENT_FORK, parent->tgid, parent->group_leader->start_boottime, child->tgid);
 	return 0;
 }
 
@@ -66,6 +65,5 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		return 0;
 	move_process(task->tgid);
 	tell_change(CHANGE_END, task, 0);
-	tell(EVENT_EXIT, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }

@@ -9,9 +9,8 @@ use crate::layout::{Change, DecodeError, Event};
 
 /// The kernel's messages about processes. The descriptor polls readable when there is one.
 ///
-/// Messages are hints to do work early (hash a new program before its first packet, forget a process); nothing that is
-/// kept may depend on one arriving. If the ring is full, [`crate::Generations::lost_events`] and
-/// [`crate::Generations::wide`] move.
+/// Messages are hints; nothing that is kept may depend on one arriving. If the ring is full,
+/// [`crate::Generations::lost_events`] moves.
 pub struct Events {
     ring: RingBuf<MapData>,
 }
@@ -30,7 +29,8 @@ impl Events {
 }
 
 /// The kernel's account of what processes are made of, change by change, in the order in which it was written. The
-/// descriptor polls readable when there is much of it: for the newest changes do not wait, but look.
+/// descriptor polls readable when there is much of it, or a file that was never watched: for other changes do not wait,
+/// but look.
 ///
 /// Whoever takes all of it, and finds that [`crate::Generations::lost_changes`] stands still, knows what a process was
 /// made of without a look at it. Changes that two threads of one process make at once may come in either order.

@@ -224,7 +224,7 @@ impl Generations {
         self.shared.files[watch.0 as usize % FILE_SLOTS].generation.load(Ordering::Acquire)
     }
 
-    /// Events that were lost because nobody took them in time. [`Generations::wide`] moved for each.
+    /// Events that were lost because nobody took them in time.
     pub fn lost_events(&self) -> u64 {
         self.wide_slot().lost_events.load(Ordering::Acquire)
     }

@@ -237,15 +237,6 @@ pub struct SocketRecord {
 pub enum EventKind {
     /// It became another program.
     Exec,
-    /// It made a child process.
-    Fork {
-        /// Process id of the child.
-        child: u32,
-    },
-    /// Its last thread ended. May be reported twice.
-    Exit,
-    /// A call that may have mapped something executable into it succeeded.
-    ExecMapping,
     /// It made a socket that passes beside netfilter (`AF_PACKET`, `AF_XDP`). One made through io_uring is not told of.
     BypassSocket {
         /// `AF_PACKET` or `AF_XDP`.
@@ -333,6 +324,8 @@ pub struct Change {
     pub generation: u64,
     /// Others may have the same address space, and with it the same change.
     pub shared: bool,
+    /// Its file was never watched ([`crate::Generations::watch_file`]).
+    pub news: bool,
     /// What changed.
     pub kind: ChangeKind,
 }
@@ -361,6 +354,8 @@ pub enum DecodeError {
 
 const CREATED_RAW: u32 = 1;
 const CREATED_SHARED_TABLE: u32 = 2;
+const CHANGE_SHARED: u32 = 1;
+const CHANGE_NEWS: u32 = 2;
 const RECORD_SHARED_TABLE: u8 = 1;
 const RECORD_IPV6_ONLY: u8 = 2;
 const RECORD_REUSE: u8 = 4;
@@ -463,11 +458,8 @@ impl Event {
         let record: &[u8; EVENT] = exact(record)?;
         let kind = match u32_at(record, 0) {
             1 => EventKind::Exec,
-            2 => EventKind::Fork { child: u32_at(record, 16) },
-            3 => EventKind::Exit,
-            4 => EventKind::ExecMapping,
-            5 => EventKind::BypassSocket { family: libc::AF_PACKET as u16, netns: u32_at(record, 16) },
-            6 => EventKind::BypassSocket { family: libc::AF_XDP as u16, netns: u32_at(record, 16) },
+            2 => EventKind::BypassSocket { family: libc::AF_PACKET as u16, netns: u32_at(record, 16) },
+            3 => EventKind::BypassSocket { family: libc::AF_XDP as u16, netns: u32_at(record, 16) },
             unknown => return Err(DecodeError::EventKind(unknown)),
         };
         Ok(Event { tgid: u32_at(record, 4), start: u64_at(record, 8), kind })
@@ -477,6 +469,7 @@ impl Event {
 impl Change {
     pub(crate) fn decode(record: &[u8]) -> Result<Change, DecodeError> {
         let record: &[u8; CHANGE] = exact(record)?;
+        let flags = u32_at(record, 36);
         let device = u32_at(record, 72);
         let file = MappedFile {
             // `MKDEV` of the kernel's include/linux/kdev_t.h.
@@ -501,7 +494,8 @@ impl Change {
             tgid: u32_at(record, 4),
             start: u64_at(record, 8),
             generation: u64_at(record, 16),
-            shared: u32_at(record, 36) != 0,
+            shared: flags & CHANGE_SHARED != 0,
+            news: flags & CHANGE_NEWS != 0,
             kind,
         })
     }
@@ -598,18 +592,15 @@ mod tests {
     fn events_of_every_kind() {
         let kind = |number| Event::decode(&event(number)).map(|event| event.kind);
         assert_eq!(kind(1), Ok(EventKind::Exec));
-        assert_eq!(kind(2), Ok(EventKind::Fork { child: 4712 }));
-        assert_eq!(kind(3), Ok(EventKind::Exit));
-        assert_eq!(kind(4), Ok(EventKind::ExecMapping));
-        assert_eq!(kind(5), Ok(EventKind::BypassSocket { family: 17, netns: 4712 }));
-        assert_eq!(kind(6), Ok(EventKind::BypassSocket { family: 44, netns: 4712 }));
+        assert_eq!(kind(2), Ok(EventKind::BypassSocket { family: 17, netns: 4712 }));
+        assert_eq!(kind(3), Ok(EventKind::BypassSocket { family: 44, netns: 4712 }));
         assert_eq!(Event::decode(&event(1)), Ok(Event { tgid: 4711, start: 1_234_567_890_123, kind: EventKind::Exec }));
     }
 
     #[test]
     fn an_unknown_event_is_an_error() {
         assert_eq!(Event::decode(&event(0)), Err(DecodeError::EventKind(0)));
-        assert_eq!(Event::decode(&event(7)), Err(DecodeError::EventKind(7)));
+        assert_eq!(Event::decode(&event(4)), Err(DecodeError::EventKind(4)));
         assert_eq!(Event::decode(&event(u32::MAX)), Err(DecodeError::EventKind(u32::MAX)));
     }
 
@@ -645,11 +636,13 @@ mod tests {
         ];
         for (number, kind) in (1_u32..).zip(kinds) {
             put(&mut record, 0, &number.to_ne_bytes());
-            let expected = Change { tgid: 4711, start: 1, generation: 2, shared: false, kind };
+            let expected = Change { tgid: 4711, start: 1, generation: 2, shared: false, news: false, kind };
             assert_eq!(Change::decode(&record), Ok(expected));
         }
-        put(&mut record, 36, &1_u32.to_ne_bytes());
-        assert!(Change::decode(&record).is_ok_and(|change| change.shared));
+        put(&mut record, 36, &CHANGE_SHARED.to_ne_bytes());
+        assert!(Change::decode(&record).is_ok_and(|change| change.shared && !change.news));
+        put(&mut record, 36, &CHANGE_NEWS.to_ne_bytes());
+        assert!(Change::decode(&record).is_ok_and(|change| change.news && !change.shared));
         for unknown in [0_u32, 7, u32::MAX] {
             put(&mut record, 0, &unknown.to_ne_bytes());
             assert_eq!(Change::decode(&record), Err(DecodeError::ChangeKind(unknown)));

@@ -95,22 +95,13 @@ fn wait_for(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
 }
 
 #[test]
-fn a_process_is_told_of_from_fork_to_exit() {
+fn an_exec_is_told_of() {
     let mut probe = load();
     let mut events = probe.take_events().expect("not taken yet");
     assert!(probe.take_events().is_none());
-    let mut actor = Actor::start();
-    let tgid = actor.tgid();
-    let parent = std::process::id();
-    wait_for(&mut events, |event| event.tgid == parent && event.kind == EventKind::Fork { child: tgid });
-    let start = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exec).start;
-    actor.act("mmap rw");
-    actor.act("mmap rx");
-    let mapping = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::ExecMapping);
-    assert_eq!(mapping.start, start);
-    actor.kill();
-    let exit = wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exit);
-    assert_eq!(exit.start, start);
+    let tgid = Actor::start().tgid();
+    wait_for(&mut events, |event| event.tgid == tgid && event.kind == EventKind::Exec);
+    assert_eq!(probe.generations().lost_events(), 0);
 }
 
 /// Takes changes of one process until one is as wanted, for ten seconds without any at most.
@@ -206,20 +197,6 @@ fn changes_that_nobody_takes_are_counted() {
     assert_eq!(poll(&mut descriptors, PollTimeout::from(10_000_u16)), Ok(1));
     actor.act("mmap-many rx 16000");
     assert!(all.lost_changes() > 0);
-}
-
-#[test]
-fn a_full_ring_moves_everything() {
-    let mut probe = load();
-    let all = probe.generations();
-    let events = probe.take_events();
-    let mut actor = Actor::start();
-    let before = all.wide();
-    while all.lost_events() == 0 {
-        actor.act("mmap-many rx 10000");
-    }
-    assert_ne!(all.wide(), before);
-    drop(events);
 }
 
 #[test]

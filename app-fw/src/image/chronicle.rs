@@ -1,7 +1,7 @@
 //! What processes are and were made of, as the kernel tells it change by change. So the packet of a process that has ended
 //! before anybody looked at it is still judged by what that was made of.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +37,8 @@ struct Lives {
     /// Those that ended, in that order.
     ended: VecDeque<Process>,
     spaces: u64,
+    /// Those that have mapped something new.
+    grown: HashSet<Process>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ struct Life {
 
 /// Processes that have ended and are still remembered. Each takes some kilobytes at most, and shares them with its kin.
 const MAX_ENDED: usize = 4096;
+/// Processes that have mapped something new and are told of at once; more are not.
+const MAX_GROWN: usize = 4096;
 /// A process with more mapped files has no account. Each costs 56 bytes.
 const MAX_FILES: usize = 1024;
 
@@ -70,10 +74,13 @@ impl Chronicle {
         self.book().changes.as_fd().try_clone_to_owned()
     }
 
-    /// Takes note of all changes until now. To be called often enough, or the kernel has no room for more, and everything
-    /// is forgotten.
-    pub fn catch_up(&self) {
-        self.book().catch_up(&self.generations);
+    /// Takes note of all changes until now. To be called when there is [`news`](Self::news), or the kernel has no room for
+    /// more, and everything is forgotten. Returns the processes that have mapped a file since the last call which nobody
+    /// had looked at; what has become of them meanwhile is another question.
+    pub fn catch_up(&self) -> HashSet<Process> {
+        let mut book = self.book();
+        book.catch_up(&self.generations);
+        std::mem::take(&mut book.lives.grown)
     }
 
     /// What a process is or was made of. `None`: it is not known.
@@ -115,6 +122,9 @@ impl Book {
 impl Lives {
     fn apply(&mut self, change: &Change) {
         let process = Process::new(change.tgid, change.start);
+        if change.news && self.grown.len() < MAX_GROWN {
+            self.grown.insert(process);
+        }
         match change.kind {
             ChangeKind::Program(file) => {
                 let space = self.new_space();
@@ -187,7 +197,7 @@ mod tests {
     }
 
     fn change(tgid: u32, generation: u64, kind: ChangeKind) -> Change {
-        Change { tgid, start: 10_000_000, generation, shared: false, kind }
+        Change { tgid, start: 10_000_000, generation, shared: false, news: false, kind }
     }
 
     fn fork(child: u32, parent: u32) -> Change {

@@ -122,6 +122,8 @@ impl Trial {
         let pair = &self.pair;
         for rules in &self.rules {
             rules.put(pair)?;
+            // The digest of the allowed program is known afterwards.
+            quiet(pair, &mut self.friend)?;
             let arrived = pair.world.count(expression)?;
             act(pair, TIMES).with_context(|| format!("{rules:?}"))?;
             pair.exactly(&arrived, TIMES, &format!("{rules:?}"))?;
