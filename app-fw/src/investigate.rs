@@ -48,8 +48,10 @@ pub enum Question {
         namespace: Arc<Namespace>,
         /// An earlier answer.
         previous: Option<Arc<Owners>>,
-        /// A process whose image will be asked for next. It comes with the answer if it can be had at once.
-        image: Option<Process>,
+        /// A process that likely holds it.
+        likely: Option<Process>,
+        /// That process's image will be asked for next. It comes with the answer if it can be had at once.
+        with_image: bool,
     },
     /// See [`Key::Image`].
     Image(Process),
@@ -291,10 +293,11 @@ impl Means {
         for job in queue {
             let began = self.clock.now();
             let found = match &job.question {
-                Question::Owners { endpoint, namespace, previous, image } => {
-                    let found = Found::Owners(Arc::new(search.owners(endpoint, namespace, previous.as_deref())));
-                    if let Some((process, image)) =
-                        image.and_then(|process| Some((process, self.reader().told(process)?)))
+                Question::Owners { endpoint, namespace, previous, likely, with_image } => {
+                    let found =
+                        Found::Owners(Arc::new(search.owners(endpoint, namespace, previous.as_deref(), *likely)));
+                    if let (true, Some(process)) = (*with_image, *likely)
+                        && let Some(image) = self.reader().told(process)
                     {
                         let found = Found::Image(Ok(Arc::new(image)));
                         job.mailbox.deliver(Finding { key: Key::Image(process), began, found });

@@ -43,10 +43,10 @@ pub struct Arrived {
     pub place: Place,
     /// Its layer-4 checksum is left to the device.
     pub checksum_missing: bool,
-    /// The process that was running when it was queued, if that is known and it left a socket that was held open.
+    /// The process that was running when it was queued, if that is known.
     pub ran: Option<Sender>,
-    /// [`Generations::raw_sockets`] when it was queued, if that is known.
-    pub raw_sockets: Option<u64>,
+    /// It left a socket of the queue's namespace that was held open. If a system call sent it, whoever ran did.
+    pub left_held_socket: bool,
 }
 
 /// Where a packet's socket lives.
@@ -83,10 +83,10 @@ impl Arrived {
             uid: queued.uid,
             place,
             checksum_missing: queued.checksum_missing,
-            ran: ran.filter(|_| {
-                !incoming && queued.uid.is_some() && matches!(queued.hook, HOOK_LOCAL_OUT | HOOK_POST_ROUTING)
-            }),
-            raw_sockets: ran.map(|ran| ran.raw_sockets),
+            ran,
+            left_held_socket: !incoming
+                && queued.uid.is_some()
+                && matches!(queued.hook, HOOK_LOCAL_OUT | HOOK_POST_ROUTING),
         }
     }
 }
@@ -501,7 +501,7 @@ impl Pipeline {
     /// can send segments too, do not.
     fn sender(&self, arrived: &Arrived, packet: &Packet) -> Option<Sender> {
         let by_call = packet.flow.protocol != Protocol::TCP || self.world.as_made && !arrived.checksum_missing;
-        arrived.ran.filter(|_| by_call)
+        arrived.ran.filter(|_| arrived.left_held_socket && by_call)
     }
 
     /// Whose raw socket may have made a packet whose sender is not known.
@@ -513,7 +513,7 @@ impl Pipeline {
         }
         let Some(generations) = generations else { return Some(Suspect::Anybody) };
         let (census, gone) = (&self.world.census, self.forger_may_be_gone(arrived));
-        match (arrived.uid, &arrived.ran, arrived.place) {
+        match (arrived.uid, arrived.ran.filter(|_| arrived.left_held_socket), arrived.place) {
             // A process sends through a socket that it holds; what nobody held, the kernel made.
             (None, _, Place::Here(_)) => None,
             (Some(_), Some(ran), Place::Here(_)) if gone || !census.clears(ran.tgid, generations) => {
@@ -527,7 +527,7 @@ impl Pipeline {
     /// Whether a raw socket that was there when the packet was queued may not be there any more.
     fn forger_may_be_gone(&self, arrived: &Arrived) -> bool {
         let now = self.world.generations.as_ref().map(Generations::raw_sockets);
-        arrived.raw_sockets.is_some() && arrived.raw_sockets != now
+        arrived.ran.is_some_and(|ran| Some(ran.raw_sockets) != now)
     }
 
     /// Who holds the packet's socket, who sent it, and what they are made of.
@@ -640,9 +640,9 @@ impl Pipeline {
         }
         match patience {
             Patience::Wait => {
-                let image = sender.map(|sender| Process::new(sender.tgid, sender.start));
-                let image = image.filter(|process| self.images.get(process).is_none());
-                Err(Question::Owners { endpoint, namespace: namespace.clone(), previous, image })
+                let likely = arrived.ran.map(|ran| Process::new(ran.tgid, ran.start));
+                let with_image = sender.is_some() && likely.is_some_and(|process| self.images.get(&process).is_none());
+                Err(Question::Owners { endpoint, namespace: namespace.clone(), previous, likely, with_image })
             }
             Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
         }

@@ -25,6 +25,8 @@ pub struct Search {
     pub census: Census,
     /// For the namespace asked about last.
     diag: Option<(NamespaceId, Diag)>,
+    /// A process that likely holds the socket that is asked about.
+    likely: Option<Process>,
 }
 
 /// An answer in the making.
@@ -81,12 +83,20 @@ impl Search {
         iterator: Option<Holders>,
         census: Census,
     ) -> Search {
-        Search { generations, sockets, iterator, census, diag: None }
+        Search { generations, sockets, iterator, census, diag: None, likely: None }
     }
 
     /// Every process that holds a socket the flow may belong to. `previous` is an earlier answer for the same flow: a
-    /// socket that has been closed since, and goes on sending, belongs to those who held it last.
-    pub fn owners(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> Owners {
+    /// socket that has been closed since, and goes on sending, belongs to those who held it last. `likely`: who to look at
+    /// before all others.
+    pub fn owners(
+        &mut self,
+        endpoint: &Endpoint,
+        namespace: &Arc<Namespace>,
+        previous: Option<&Owners>,
+        likely: Option<Process>,
+    ) -> Owners {
+        self.likely = likely;
         let wide = self.generations.as_ref().map_or(0, Generations::wide);
         let stamp = self.generations.as_ref().and_then(|generations| Stamp::read(generations, endpoint));
         let found = match endpoint.protocol {
@@ -259,7 +269,8 @@ impl Search {
         if let Some(holder) = means.sole_maker(socket.cookie) {
             return Some(vec![holder]);
         }
-        let mut likely: Vec<Process> = self.maker(socket.cookie).map(|maker| maker.process).into_iter().collect();
+        let maker = self.maker(socket.cookie).map(|maker| maker.process);
+        let mut likely: Vec<Process> = maker.into_iter().chain(self.likely).collect();
         likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
         likely.sort_unstable();
         likely.dedup();

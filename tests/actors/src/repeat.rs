@@ -21,6 +21,10 @@ pub fn act(socket: Option<&Socket>, word: &str, times: u32, words: &[&str]) -> R
     let socket = || socket.context("no socket");
     let again = |act: &mut dyn FnMut() -> Result<()>| (0..times).try_for_each(|_| act());
     match (word, words) {
+        ("sockets", []) => again(&mut || {
+            let made = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+            made.map(drop).context("socket")
+        })?,
         ("run", argv) => again(&mut || reborn::run(None, argv).map(drop))?,
         ("run-as-one", argv) => {
             let bar = argv.iter().position(|word| *word == "|").context("no |")?;

@@ -47,6 +47,7 @@
 //! | --- | --- |
 //! | `run N EXE ARG...` | starts EXE as any program and waits for its end |
 //! | `run-as-one N EXE ARG... \| EXE ARG...` | runs the first, then the second with the same process id |
+//! | `sockets N` | makes a socket and closes it |
 //! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT (0: any), which may be shared, and closes it |
 //! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
 //! | `populate N FILE` | sends from another thread while mmap populates FILE; `ok` how often that was before its end |
@@ -177,8 +178,8 @@ impl Stage {
             "lend-all" => self.crowd.lend(path)?,
             "count-all" => return Ok(self.crowd.count(*rest.as_bytes().first().context("BYTE")?)?.to_string()),
             "drop-all" => self.crowd = Crowd::default(),
-            "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend" | "bequeath" | "steal" | "raw"
-            | "int80" => return self.again_and_again(word, rest),
+            "sockets" | "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend" | "bequeath"
+            | "steal" | "raw" | "int80" => return self.again_and_again(word, rest),
             "ring" => {
                 let (number, kind) = rest.split_once(' ').context("KIND")?;
                 let to = self.socket()?.to4()?;

@@ -147,6 +147,29 @@ fn a_flood_makes_nothing_pass() -> Result<()> {
     })
 }
 
+/// The probe remembers the makers of 131,072 sockets.
+#[test]
+fn more_sockets_than_are_remembered() -> Result<()> {
+    const SOCKETS: u32 = 500_000;
+    const AT_ONCE: u32 = 50_000;
+    let mut trial = Trial::new("sockets")?;
+    let mut evil = trial.sender(&trial.pair.evil)?;
+    let mut good = trial.sender(&trial.pair.good)?;
+    let mut churn = trial.pair.world.actor(Ns::Local, &["idle"])?;
+    evil.step("port")?;
+    for _ in 0..SOCKETS / AT_ONCE {
+        churn.step(&format!("sockets {AT_ONCE}"))?;
+    }
+    trial.never(TO_SINK, |_, _| evil.step("send 3").map(drop))?;
+    let arrived = trial.pair.world.count(TO_SINK)?;
+    for rules in &trial.rules {
+        rules.put(&trial.pair)?;
+        good.step("send 3")?;
+        trial.pair.exactly(&arrived, 3, &format!("{rules:?}"))?;
+    }
+    Ok(())
+}
+
 /// So many processes start and end while the daemon stands still that the probe's buffer of events runs over. Then the
 /// daemon knows of none of them.
 #[test]
