@@ -109,9 +109,40 @@ struct inode___with_seconds {
 	u32 i_ctime_nsec;
 };
 
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
 struct file {
 	void *private_data;
 	struct inode *f_inode;
+	struct path f_path;
+};
+
+/* A ring's own table of files, since 6.13. */
+struct io_rsrc_node {
+	unsigned long file_ptr; /* with flags in its low bits */
+};
+
+struct io_rsrc_data {
+	unsigned int nr;
+	struct io_rsrc_node **nodes;
+};
+
+struct io_file_table {
+	struct io_rsrc_data data;
+};
+
+struct io_ring_ctx {
+	struct io_file_table file_table;
 };
 
 /* Since 6.13: references of a file, stored as their number minus one. */

@@ -191,7 +191,7 @@ pub struct Connection {
 pub struct SocketRecord {
     /// Process id in the initial pid namespace.
     pub tgid: u32,
-    /// Descriptor number.
+    /// Descriptor number; `u32::MAX` for a socket in the own table of an io_uring that the process holds.
     pub fd: u32,
     /// Start of the process: CLOCK_BOOTTIME of its first thread, nanoseconds.
     pub start: u64,
