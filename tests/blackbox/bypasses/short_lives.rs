@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use harness::{Ns, Signal};
 
 use super::{PORTION, SINK, TIMES, TO_SINK, Trial, quiet, repeat, text};
-use crate::line::{pause, wait_until};
+use crate::line::{pause, status, wait_until};
 use crate::pair::Pair;
 
 /// A port that the kernel does not choose by itself.
@@ -170,10 +170,11 @@ fn more_sockets_than_are_remembered() -> Result<()> {
     Ok(())
 }
 
-/// So many processes start and end while the daemon stands still that the probe's buffer of events runs over. Then the
+/// So many processes start and end while the daemon stands still that the probe's buffer of changes runs over. Then the
 /// daemon knows of none of them.
 #[test]
 fn a_storm_of_processes_makes_nothing_pass() -> Result<()> {
+    const STORM: u64 = 6000;
     let mut trial = Trial::new("storm")?;
     for rules in trial.rules.clone() {
         trial.pair.no_rules("OUTPUT")?;
@@ -189,9 +190,11 @@ fn a_storm_of_processes_makes_nothing_pass() -> Result<()> {
         turncoat.step("send")?;
         wait_until("the allowed one arrives", || Ok(arrived.total()? == 3))?;
         arrived.delta()?;
+        let lost = || Ok::<_, anyhow::Error>(status(&trial.daemon.files().socket)?.probe.lost_events);
+        let lost_before = lost()?;
         pause(&trial.daemon)?;
-        repeat(&mut helper, "run", 10 * TIMES, "/bin/true")?;
-        // Its exec is among the events that were lost.
+        repeat(&mut helper, "run", STORM, "/bin/true")?;
+        // Its exec is among the changes that were lost.
         turncoat.step(&format!("exec {}", text(&pair.evil)?))?;
         turncoat.step("send 3")?;
         evil.step("send 3")?;
@@ -200,6 +203,7 @@ fn a_storm_of_processes_makes_nothing_pass() -> Result<()> {
         quiet(pair, &mut trial.friend)?;
         let passed = arrived.delta()?;
         ensure!(passed == 0, "{passed} packets arrived under {rules:?}");
+        ensure!(lost()? > lost_before, "{STORM} processes were no storm");
         trial.friend.step("converse 10")?;
     }
     Ok(())
