@@ -75,6 +75,13 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *map
 	return 0;
 }
 
+/* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here knows which they
+   are. A reader of /proc/PID/maps also counts as a user for a moment: then the wide generation moves for nothing. */
+static __always_inline u32 of_whoever_shares(struct task_struct *task)
+{
+	return task->mm->mm_users.counter > task->signal->nr_threads ? IN_FLIGHT_WIDE : 0;
+}
+
 /* Whether something executable goes when these addresses are unmapped, mapped anew or no longer executable. What cannot
    be told (another thread holds the lock of the mappings, there is a hole, there are many) counts as if it did: that
    costs a look at the process. */
@@ -87,12 +94,12 @@ static __always_inline u32 sheds_executable(struct task_struct *task, unsigned l
 		return 0;
 	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
 		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
-			return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+			break;
 		if (found.end >= end)
 			return 0;
 		start = found.end;
 	}
-	return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+	return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | of_whoever_shares(task);
 }
 
 static __always_inline u32 maps_executable(struct task_struct *task, unsigned long prot)
@@ -103,12 +110,7 @@ static __always_inline u32 maps_executable(struct task_struct *task, unsigned lo
 		goto mapping;
 	return 0;
 mapping:
-	/* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here
-	   knows which they are. A reader of /proc/PID/maps also counts as a user for a moment: then the wide
-	   generation moves for nothing. */
-	if (task->mm->mm_users.counter > task->signal->nr_threads)
-		return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING | IN_FLIGHT_WIDE;
-	return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING;
+	return IN_FLIGHT_IMAGE | IN_FLIGHT_MAPPING | of_whoever_shares(task);
 }
 
 /* Takes the place of what is mapped there, and may be executable itself. */
@@ -406,8 +408,10 @@ static __always_inline void begin(u32 what)
 	}
 }
 
-/* Generations move before the counts fall: who sees nothing in flight sees the new generation too. */
-static __always_inline void end(u64 thread, u32 note)
+/* The end of a call has two steps, and what it changed is told between them. Generations move before the counts fall: who
+   sees nothing in flight sees the new generation too. And what was told came before: a child that is forked when
+   nothing is in flight begins with all that its parent is made of. */
+static __always_inline void move_at_end(u32 note)
 {
 	struct process_slot *slot = process_slot(note & IN_FLIGHT_SLOT);
 	struct wide *all = wide_slot();
@@ -416,20 +420,29 @@ static __always_inline void end(u64 thread, u32 note)
 		return;
 	if (note & IN_FLIGHT_TRACER)
 		__sync_fetch_and_add(&all->tracers, 1);
-	if (note & IN_FLIGHT_WIDE) {
+	if (note & IN_FLIGHT_WIDE)
 		move(&all->generation);
-		__sync_fetch_and_add(&all->in_flight, -1);
-	}
-	if (note & IN_FLIGHT_PROCESS) {
+	if (note & IN_FLIGHT_PROCESS)
 		move(&slot->generation);
-		__sync_fetch_and_add(&slot->in_flight, -1);
-	}
-	if (note & IN_FLIGHT_IMAGE) {
-		if (note & IN_FLIGHT_SHED)
-			move(&slot->shed_generation);
+	if (note & IN_FLIGHT_SHED)
+		move(&slot->shed_generation);
+	if (note & IN_FLIGHT_IMAGE)
 		move(&slot->image_generation);
+}
+
+static __always_inline void count_end(u64 thread, u32 note)
+{
+	struct process_slot *slot = process_slot(note & IN_FLIGHT_SLOT);
+	struct wide *all = wide_slot();
+
+	if (!slot || !all)
+		return;
+	if (note & IN_FLIGHT_WIDE)
+		__sync_fetch_and_add(&all->in_flight, -1);
+	if (note & IN_FLIGHT_PROCESS)
+		__sync_fetch_and_add(&slot->in_flight, -1);
+	if (note & IN_FLIGHT_IMAGE)
 		__sync_fetch_and_add(&slot->image_in_flight, -1);
-	}
 	bpf_map_delete_elem(&in_flight_threads, &thread);
 }
 
@@ -529,10 +542,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	if (!found)
 		return 0;
 	note = *found;
-	end(thread, note);
-	task = bpf_get_current_task_btf();
+	move_at_end(note);
 	if (note & IN_FLIGHT_IMAGE)
-		tell_call(task, regs, nr, note, ret);
+		tell_call(bpf_get_current_task_btf(), regs, nr, note, ret);
+	count_end(thread, note);
 	return 0;
 }
 

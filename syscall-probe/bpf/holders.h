@@ -92,7 +92,8 @@ static __always_inline struct io_ring_ctx *ring_of(struct file *file)
 	const char name[] = "[io_uring]";
 	char found[sizeof(name)] = {};
 
-	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != ANON_INODE_FS_MAGIC)
+	/* Of each open file of the machine: no call of a helper here. */
+	if (file->f_inode->i_sb->s_magic != ANON_INODE_FS_MAGIC)
 		return 0;
 	bpf_probe_read_kernel_str(found, sizeof(found), BPF_CORE_READ(file, f_path.dentry, d_name.name));
 	for (u32 i = 0; i < sizeof(name); i++)

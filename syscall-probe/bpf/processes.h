@@ -23,8 +23,10 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 	/* Here ends what the call changes. And a thread that was not the leader has got the leader's id: nothing would find
 	   its call by its end. */
 	if (note)
-		end(former, *note);
+		move_at_end(*note);
 	tell_program(task);
+	if (note)
+		count_end(former, *note);
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }
@@ -59,8 +61,10 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	u32 *note = bpf_map_lookup_elem(&in_flight_threads, &thread);
 
 	/* A thread that the kernel ends inside a call (an oops) never comes to the end of it. */
-	if (note)
-		end(thread, *note);
+	if (note) {
+		move_at_end(*note);
+		count_end(thread, *note);
+	}
 	if (task->signal->live.counter > 0)
 		return 0;
 	move_process(task->tgid);
