@@ -572,8 +572,11 @@ impl Pipeline {
     ) -> Result<Result<Arc<Image>, Cause>, Question> {
         let Some(generations) = &self.world.generations else { return self.image(arrived, holder, patience) };
         let asked = self.world.rules.load().asks_beyond_files();
+        // What others of the same address space did to it moved no generation of this process.
+        let was_changed = |generations: &Generations| sender.shared && generations.wide() != sender.wide;
         if let Some(Looked { found: Ok(image), .. }) = self.images.get(&holder.process)
             && image.was_true_at(sender.image, generations)
+            && !was_changed(generations)
             && (!asked || image.beyond.is_some() && !sender.traced)
         {
             return Ok(Ok(image.clone()));
@@ -581,7 +584,8 @@ impl Pipeline {
         let found = self.image(arrived, holder, patience)?;
         // Asked after the image was read.
         let generations = self.world.generations.as_ref();
-        let has_shed = generations.is_none_or(|generations| generations.shed(holder.process.tgid) != sender.shed);
+        let has_shed = generations
+            .is_none_or(|generations| generations.shed(holder.process.tgid) != sender.shed || was_changed(generations));
         // Who traced it then may have made it send anything.
         let untraced = |image: &Arc<Image>| image.beyond.is_some_and(|beyond| beyond.traced_by.is_none());
         let lost_tracer = sender.traced && found.as_ref().is_ok_and(untraced);
@@ -748,7 +752,8 @@ impl FlowKey {
             About::Quoted(flow) => (None, Some(flow)),
         };
         // That somebody else made a raw socket makes it no other flow.
-        let sender = sender.map(|sender| Sender { raw_sockets: 0, ..sender });
+        let wide = |sender: Sender| if sender.shared { sender.wide } else { 0 };
+        let sender = sender.map(|sender| Sender { raw_sockets: 0, wide: wide(sender), ..sender });
         FlowKey { flow: packet.flow, place: arrived.place, echo, quoted, sender, suspect }
     }
 }

@@ -17,6 +17,8 @@
 #define PROT_READ 1
 #define PROT_EXEC 4
 #define SHM_EXEC 0100000
+#define SHM_REMAP 040000
+#define MREMAP_FIXED 2
 #define READ_IMPLIES_EXEC 0x0400000
 #define MAP_FIXED 0x10
 #define PR_SET_MM 35
@@ -76,10 +78,16 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *map
 }
 
 /* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here knows which they
-   are. A reader of /proc/PID/maps also counts as a user for a moment: then the wide generation moves for nothing. */
+   are. Threads that live and not `nr_threads`, which counts a first thread that has ended. A reader of /proc/PID/maps
+   also counts as a user for a moment: then the wide generation moves for nothing. */
 static __always_inline u32 of_whoever_shares(struct task_struct *task)
 {
-	return task->mm->mm_users.counter > task->signal->nr_threads ? IN_FLIGHT_WIDE : 0;
+	return task->mm->mm_users.counter > task->signal->live.counter ? IN_FLIGHT_WIDE : 0;
+}
+
+static __always_inline u32 sheds_something(struct task_struct *task)
+{
+	return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | of_whoever_shares(task);
 }
 
 /* Whether something executable goes when these addresses are unmapped, mapped anew or no longer executable. What cannot
@@ -99,7 +107,7 @@ static __always_inline u32 sheds_executable(struct task_struct *task, unsigned l
 			return 0;
 		start = found.end;
 	}
-	return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | of_whoever_shares(task);
+	return sheds_something(task);
 }
 
 static __always_inline u32 maps_executable(struct task_struct *task, unsigned long prot)
@@ -129,7 +137,22 @@ static __always_inline u32 protects(struct task_struct *task, unsigned long star
 
 static __always_inline u32 attaches_executable(struct task_struct *task, unsigned long flags)
 {
-	return maps_executable(task, flags & SHM_EXEC ? PROT_EXEC : PROT_READ);
+	return maps_executable(task, flags & SHM_EXEC ? PROT_EXEC : PROT_READ) |
+	       (flags & SHM_REMAP ? sheds_something(task) : 0);
+}
+
+/* What is moved is gone where it was, and so is what was there where it goes. */
+static __always_inline u32 moves_mapping(struct task_struct *task, unsigned long from, unsigned long length,
+					 unsigned long flags)
+{
+	return flags & MREMAP_FIXED ? sheds_something(task) : sheds_executable(task, from, length);
+}
+
+static __always_inline u32 sets_break(struct task_struct *task, unsigned long to)
+{
+	unsigned long from = task->mm ? task->mm->brk : 0;
+
+	return to && to < from ? sheds_executable(task, to, from - to) : 0;
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
@@ -189,7 +212,7 @@ static __always_inline void note_accepted(struct task_struct *task, long fd)
 	accepted.creator_start = task->group_leader->start_boottime;
 	accepted.process_generation = *(volatile u64 *)&slot->generation;
 	accepted.wide_generation = *(volatile u64 *)&all->generation;
-	if (task->files->count.counter > task->signal->nr_threads)
+	if (task->files->count.counter > task->signal->live.counter)
 		accepted.flags |= CREATED_SHARED_TABLE;
 	file = file_of(task, fd);
 	sk = socket_in(file);
@@ -256,8 +279,13 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 329: /* pkey_mprotect */
 		return protects(task, regs->di, regs->si, regs->dx);
 	case 11: /* munmap */
-	case 25: /* mremap: what is moved is mapped where it was not, and gone where it was */
 		return sheds_executable(task, regs->di, regs->si);
+	case 12: /* brk */
+		return sets_break(task, regs->di);
+	case 25: /* mremap */
+		return moves_mapping(task, regs->di, regs->si, regs->r10);
+	case 207: /* io_destroy: unmaps whatever is where the kernel put its ring */
+		return sheds_something(task);
 	case 59:  /* execve: the new program's mappings come long before sched_process_exec tells of it */
 	case 322: /* execveat */
 	case 520: /* execve of x32 */
@@ -312,9 +340,14 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 125: /* mprotect */
 	case 380: /* pkey_mprotect */
 		return protects(task, call, regs->cx, regs->dx);
-	case 91:  /* munmap */
-	case 163: /* mremap */
+	case 91: /* munmap */
 		return sheds_executable(task, call, regs->cx);
+	case 45: /* brk */
+		return sets_break(task, call);
+	case 163: /* mremap */
+		return moves_mapping(task, call, regs->cx, regs->si);
+	case 246: /* io_destroy */
+		return sheds_something(task);
 	case 398: /* shmdt */
 		return sheds_executable(task, call, 1);
 	case 397: /* shmat */
@@ -322,7 +355,7 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 117: /* ipc: the version is in the upper half */
 		if ((call & 0xffff) == IPC_SHMDT)
 			return sheds_executable(task, regs->di, 1);
-		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) : 0;
+		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) | sheds_something(task) : 0;
 	case 172: /* prctl */
 		return call == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;
 	case 26: /* ptrace */
@@ -353,8 +386,8 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 11: case 16: case 25: case 26: case 30: case 42: case 46: case 54: case 59: case 67: case 86: case 90: case 91:
-	case 101: case 102: case 117: case 125: case 134: case 157: case 163: case 172: case 192: case 307: case 322: case 329: case 345:
+	case 9: case 10: case 11: case 12: case 16: case 25: case 26: case 30: case 42: case 45: case 46: case 54: case 59: case 67: case 86: case 90: case 91:
+	case 101: case 102: case 117: case 125: case 134: case 157: case 163: case 172: case 192: case 207: case 246: case 307: case 322: case 329: case 345:
 	case 358: case 362: case 370: case 380: case 397: case 398: case 425: case 426: case 427: case 438: case 514: case 518: case 520:
 	case 521: case 538: case 545:
 		return 1;
@@ -469,19 +502,28 @@ static __always_inline bool accepts(struct task_struct *task, struct pt_regs *re
 	return nr == 364; /* accept4 */
 }
 
+static __always_inline bool is_exec(struct task_struct *task, u32 nr)
+{
+	if (task->thread_info.status & TS_COMPAT)
+		return nr == 11 || nr == 358;
+	return nr == 59 || nr == 322 || nr == 520 || nr == 545;
+}
+
 /* What a call that has ended made of the process. */
 static __always_inline void tell_call(struct task_struct *task, struct pt_regs *regs, u32 nr, u32 note, long ret)
 {
 	u32 shared = !!(note & IN_FLIGHT_WIDE);
 
+	/* What fails may have been done in part; not so an exec that returns, nor a mapping in a free place. */
 	if ((unsigned long)ret >= -4095UL)
-		tell_change(CHANGE_NOTHING, task, shared);
+		tell_change(is_exec(task, nr) || (nr == 9 && !(note & IN_FLIGHT_SHED)) ? CHANGE_NOTHING : CHANGE_UNCLEAR,
+			    task, shared);
 	else if ((note & IN_FLIGHT_SHED) || (task->thread_info.status & TS_COMPAT))
 		tell_change(CHANGE_UNCLEAR, task, shared);
 	else if (nr == 9) /* mmap */
-		tell_mapped(CHANGE_OBJECT, task, ret, 0, shared);
+		tell_mapped(task, ret, 0, shared);
 	else if (nr == 10 || nr == 329) /* mprotect, pkey_mprotect */
-		tell_mapped(CHANGE_OBJECT, task, regs->di, regs->di + regs->si, shared);
+		tell_mapped(task, regs->di, regs->di + regs->si, shared);
 	else
 		tell_change(CHANGE_UNCLEAR, task, shared);
 }

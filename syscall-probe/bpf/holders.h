@@ -60,7 +60,7 @@ static __always_inline void show_socket(struct bpf_iter__task_file *ctx, struct 
 	record.type = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type);
 	record.protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
 	record.state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (task->files->count.counter > task->signal->nr_threads)
+	if (task->files->count.counter > task->signal->live.counter)
 		record.flags |= RECORD_SHARED_TABLE;
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
 		record.flags |= RECORD_IPV6_ONLY;

@@ -63,14 +63,17 @@ static __always_inline void submit(struct change *change)
 
 static __always_inline struct change *new_change(u32 kind, struct task_struct *task)
 {
-	struct change *change = bpf_ringbuf_reserve(&image_changes, sizeof(*change), 0);
 	struct process_slot *slot = process_slot(task->tgid);
-	struct wide *all;
+	struct wide *all = wide_slot();
+	struct change *change;
 
+	if (!all)
+		return 0;
+	/* Who sees the count and has not got so many has to wait for the rest. */
+	__sync_fetch_and_add(&all->changes, 1);
+	change = bpf_ringbuf_reserve(&image_changes, sizeof(*change), 0);
 	if (!change) {
-		all = wide_slot();
-		if (all)
-			__sync_fetch_and_add(&all->lost_changes, 1);
+		__sync_fetch_and_add(&all->lost_changes, 1);
 		return 0;
 	}
 	__builtin_memset(change, 0, sizeof(*change));
@@ -92,8 +95,7 @@ static __always_inline void tell_change(u32 kind, struct task_struct *task, u32 
 }
 
 /* What is mapped at an address, up to another, if that is one mapping. */
-static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsigned long start, unsigned long end,
-					u32 shared)
+static __always_inline void tell_mapped(struct task_struct *task, unsigned long start, unsigned long end, u32 shared)
 {
 	struct mapped mapped = {};
 	struct change *change;
@@ -103,10 +105,10 @@ static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsi
 		return;
 	}
 	if (!mapped.executable || !mapped.object.inode) {
-		tell_change(kind == CHANGE_PROGRAM ? CHANGE_UNCLEAR : CHANGE_NOTHING, task, shared);
+		tell_change(CHANGE_NOTHING, task, shared);
 		return;
 	}
-	change = new_change(kind, task);
+	change = new_change(CHANGE_OBJECT, task);
 	if (!change)
 		return;
 	change->flags = shared ? CHANGE_SHARED : 0;
@@ -116,19 +118,63 @@ static __always_inline void tell_mapped(u32 kind, struct task_struct *task, unsi
 	submit(change);
 }
 
-/* The program is where its code begins, the loader where its first instruction is. */
+static __always_inline void tell_object(u32 kind, struct task_struct *task, const struct mapped *mapped)
+{
+	struct change *change = new_change(kind, task);
+
+	if (!change)
+		return;
+	if (mapped->news)
+		change->flags |= CHANGE_NEWS;
+	change->object = mapped->object;
+	submit(change);
+}
+
+#define AT_NULL 0
+#define AT_BASE 7
+#define AUXILIARY 24 /* entries of the auxiliary vector that are looked at */
+
+/* Where the loader is; 0: there is none, or it chose its own place. */
+static __always_inline unsigned long loader_of(struct task_struct *task)
+{
+	const unsigned long *vector = (const unsigned long *)&task->mm->saved_auxv;
+	unsigned long entry[2];
+
+	for (int i = 0; i < AUXILIARY; i++) {
+		if (bpf_probe_read_kernel(entry, sizeof(entry), vector + i * 2) || entry[0] == AT_NULL)
+			return 0;
+		if (entry[0] == AT_BASE)
+			return entry[1];
+	}
+	return 0;
+}
+
+/* A new program is made of its own file and its loader's: the program is where its code begins, the loader where the
+   kernel put it. Where it starts to run is for the loader's author to say, so that alone tells nothing. A program
+   without a loader cannot be told from one whose loader chose its own place: it is left to a look. */
 static __always_inline void tell_program(struct task_struct *task)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	struct mapped program = {}, loader = {}, running = {};
+	unsigned long base = loader_of(task);
 
-	tell_mapped(CHANGE_PROGRAM, task, task->mm->start_code, 0, 0);
-	tell_mapped(CHANGE_OBJECT, task, regs->ip, 0, 0);
+	if (!base || bpf_find_vma(task, task->mm->start_code, look_at_object, &program, 0) ||
+	    bpf_find_vma(task, base, look_at_object, &loader, 0) ||
+	    bpf_find_vma(task, regs->ip, look_at_object, &running, 0) || !program.known || !program.executable ||
+	    !program.object.inode || !loader.known || !loader.object.inode ||
+	    running.object.inode != loader.object.inode || running.object.device != loader.object.device) {
+		tell_change(CHANGE_UNCLEAR, task, 0);
+		return;
+	}
+	tell_object(CHANGE_PROGRAM, task, &program);
+	tell_object(CHANGE_OBJECT, task, &loader);
 }
 
 static __always_inline void tell_fork(struct task_struct *parent, struct task_struct *child)
 {
 	struct process_slot *slot = process_slot(parent->tgid);
-	bool changing = !slot || *(volatile s32 *)&slot->image_in_flight;
+	struct wide *all = wide_slot();
+	bool changing = !slot || !all || *(volatile s32 *)&slot->image_in_flight || *(volatile s32 *)&all->in_flight;
 	struct change *change = new_change(changing ? CHANGE_UNCLEAR : CHANGE_FORK, child);
 
 	if (!change)

@@ -21,7 +21,7 @@ typedef _Bool bool;
 
 /* x86-64 names. A 32-bit call uses bx, cx, dx, si, di, bp for its arguments, a 64-bit call di, si, dx, r10, r8, r9. */
 struct pt_regs {
-	unsigned long r10, bx, cx, dx, si, di, orig_ax, ip;
+	unsigned long r10, r8, bx, cx, dx, si, di, orig_ax, ip;
 };
 
 struct thread_info {
@@ -57,6 +57,8 @@ struct nsproxy {
 struct mm_struct {
 	struct atomic mm_users;
 	unsigned long start_code;
+	unsigned long brk;
+	unsigned long saved_auxv[2];
 };
 
 struct file;

@@ -51,11 +51,13 @@ struct wide {
 	u64 lost_events;  /* events for which the ring had no room */
 	u64 raw_sockets;  /* moves when a SOCK_RAW socket is made or closed; answers about senders depend on it */
 	u64 lost_writers; /* writers for which `writers` had no room */
+	u64 changes;	  /* told of in the ring, or lost: counted before a place is asked for */
 	u64 lost_changes; /* changes for which the ring had no room */
+	u64 tracers;	  /* moves when somebody has begun to trace a process other than itself */
 	s32 in_flight;	  /* calls in flight that may change any process */
-	u32 tracers;	  /* moves when somebody has begun to trace a process other than itself */
+	u32 padding;
 };
-_Static_assert(sizeof(struct wide) == 56, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct wide) == 72, "mirrored in src/layout.rs");
 
 /* Key: socket cookie. */
 struct created_socket {
@@ -110,10 +112,12 @@ struct sender {
 	u64 image_generation;
 	u64 shed_generation;
 	u64 raw_sockets;
+	u64 wide_generation;
 };
-_Static_assert(sizeof(struct sender) == 48, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct sender) == 56, "mirrored in src/layout.rs");
 #define SENDER_SETTLED 1u /* nothing was changing what it is made of */
 #define SENDER_TRACED 2u  /* the thread that ran is traced */
+#define SENDER_SHARED 4u  /* others may have the same address space */
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 
@@ -305,8 +309,10 @@ static __always_inline void distrust_process(u32 tgid, u32 what)
 	__sync_fetch_and_or(&slot->unreliable, what);
 	if (what & UNRELIABLE_HOLDER)
 		move(&slot->generation);
-	if (what & UNRELIABLE_IMAGE)
+	if (what & UNRELIABLE_IMAGE) {
+		move(&slot->shed_generation);
 		move(&slot->image_generation);
+	}
 }
 
 /* Returns the new generation. */

@@ -35,6 +35,8 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
+	struct process_slot *slot = process_slot(parent->tgid);
+
 	if (parent->tgid == child->tgid)
 		return 0;
 	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without
@@ -47,6 +49,9 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		move_process(child->tgid);
 	}
 	move_image(child->tgid);
+	/* What a call of the parent maps when it goes on is the child's too, and the call counts as the parent's alone. */
+	if (parent->mm == child->mm && slot && *(volatile s32 *)&slot->image_in_flight)
+		distrust_process(child->tgid, UNRELIABLE_IMAGE);
 	tell_fork(parent, child);
 	return 0;
 }

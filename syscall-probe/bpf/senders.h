@@ -51,6 +51,9 @@ int on_queued(struct __sk_buff *message)
 	sender->start = BPF_CORE_READ(task, group_leader, start_boottime);
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
 	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;
+	if (BPF_CORE_READ(task, mm, mm_users.counter) > BPF_CORE_READ(task, signal, live.counter))
+		sender->flags |= SENDER_SHARED;
+	sender->wide_generation = *(volatile u64 *)&all->generation;
 	sender->raw_sockets = *(volatile u64 *)&all->raw_sockets;
 	return KEEP_ALL;
 }

@@ -33,7 +33,7 @@ int on_sock_create(struct bpf_sock *ctx)
 		__sync_fetch_and_add(&all->raw_sockets, 1);
 		socket.flags |= CREATED_RAW;
 	}
-	if (BPF_CORE_READ(task, files, count.counter) > BPF_CORE_READ(task, signal, nr_threads))
+	if (BPF_CORE_READ(task, files, count.counter) > BPF_CORE_READ(task, signal, live.counter))
 		socket.flags |= CREATED_SHARED_TABLE;
 	socket.creator = tgid;
 	socket.creator_start = BPF_CORE_READ(task, group_leader, start_boottime);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 use crate::Hook;
 use crate::layout::{
     Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES,
-    SENDER_SETTLED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER, UNRELIABLE_IMAGE, Wide,
+    SENDER_SETTLED, SENDER_SHARED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER,
+    UNRELIABLE_IMAGE, Wide,
 };
 use crate::sys::SharedArray;
 
@@ -168,6 +169,8 @@ impl Generations {
                 settled: flags & SENDER_SETTLED != 0 && self.exact().processes,
             },
             shed: slot.shed_generation.load(Ordering::Acquire),
+            shared: flags & SENDER_SHARED != 0,
+            wide: slot.wide_generation.load(Ordering::Acquire),
             raw_sockets: slot.raw_sockets.load(Ordering::Acquire),
             traced: flags & SENDER_TRACED != 0,
         };
@@ -239,6 +242,12 @@ impl Generations {
         self.wide_slot().lost_changes.load(Ordering::Acquire)
     }
 
+    /// Changes of what processes are made of that were told of or lost. Each is counted before it is told, and told before
+    /// its process is settled again: whoever has taken so many knows all that had come to pass.
+    pub fn changes(&self) -> u64 {
+        self.wide_slot().changes.load(Ordering::Acquire)
+    }
+
     /// The watch of a file that the kernel told of, and its generation then.
     pub fn watch_mapped(&self, file: &MappedFile) -> (FileWatch, u32) {
         (self.watch_file(file.inode), file.generation)
@@ -251,7 +260,7 @@ impl Generations {
 
     /// Moves when somebody has begun to trace another process (ptrace): whoever was not traced before may be now. Who
     /// lets itself be traced (PTRACE_TRACEME) moves its own [`Generations::image`]; nothing moves when tracing ends.
-    pub fn tracers(&self) -> u32 {
+    pub fn tracers(&self) -> u64 {
         self.wide_slot().tracers.load(Ordering::Acquire)
     }
 

@@ -45,9 +45,11 @@ pub(crate) struct Wide {
     pub(crate) lost_events: AtomicU64,
     pub(crate) raw_sockets: AtomicU64,
     pub(crate) lost_writers: AtomicU64,
+    pub(crate) changes: AtomicU64,
     pub(crate) lost_changes: AtomicU64,
+    pub(crate) tracers: AtomicU64,
     pub(crate) in_flight: AtomicI32,
-    pub(crate) tracers: AtomicU32,
+    padding: AtomicU32,
 }
 
 /// Queues that have slots of their own for senders; a queue uses those of its number modulo this.
@@ -67,9 +69,10 @@ pub(crate) struct SenderSlot {
     pub(crate) image_generation: AtomicU64,
     pub(crate) shed_generation: AtomicU64,
     pub(crate) raw_sockets: AtomicU64,
+    pub(crate) wide_generation: AtomicU64,
 }
 
-const _: () = assert!(size_of::<SenderSlot>() == 48);
+const _: () = assert!(size_of::<SenderSlot>() == 56);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
@@ -86,7 +89,7 @@ pub(crate) const CONNECTION_FIELDS: usize = 12;
 const _: () = assert!(size_of::<ConnectionSlot>() == 112);
 const _: () = assert!(size_of::<ProcessSlot>() == 48);
 const _: () = assert!(size_of::<FileSlot>() == 8);
-const _: () = assert!(size_of::<Wide>() == 56);
+const _: () = assert!(size_of::<Wide>() == 72);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
@@ -159,12 +162,17 @@ pub struct Sender {
     pub shed: u64,
     /// [`crate::Generations::raw_sockets`] at that moment.
     pub raw_sockets: u64,
+    /// Others may have had the same address space at that moment.
+    pub shared: bool,
+    /// [`crate::Generations::wide`] at that moment.
+    pub wide: u64,
     /// Its thread was traced (ptrace).
     pub traced: bool,
 }
 
 pub(crate) const SENDER_SETTLED: u32 = 1;
 pub(crate) const SENDER_TRACED: u32 = 2;
+pub(crate) const SENDER_SHARED: u32 = 4;
 
 /// The last TCP connection that a process began from a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

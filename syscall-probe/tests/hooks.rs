@@ -124,6 +124,7 @@ fn shedding_something_executable_moves_image_and_shed() {
         ("rw rx", "mprotect"),
         ("r rx", "mmap"),
         ("rx rx", "mremap"),
+        ("rx", "mremap-onto"),
     ] {
         actor.act(&format!("map {pages}"));
         let before = generations();

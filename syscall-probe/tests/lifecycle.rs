@@ -163,6 +163,8 @@ fn what_a_process_is_made_of_is_told_from_fork_to_exit() {
     assert_eq!(told, mapped);
     assert!(taken.iter().all(|change| change.kind != ChangeKind::Unclear), "{taken:?}");
     assert_eq!(taken.last().map(|change| change.kind), Some(ChangeKind::Nothing), "memory without a file is no object");
+    actor.act("half-mprotect");
+    wait_for_change(&mut changes, tgid, |change| change.kind == ChangeKind::Unclear);
     actor.act("shed munmap");
     wait_for_change(&mut changes, tgid, |change| change.kind == ChangeKind::Unclear);
     actor.kill();

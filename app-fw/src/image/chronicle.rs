@@ -26,6 +26,8 @@ pub struct Account {
 
 struct Book {
     changes: Changes,
+    /// How many were taken, of those that [`Generations::changes`] counts.
+    taken: u64,
     lost: u64,
     lives: Lives,
 }
@@ -37,6 +39,10 @@ struct Lives {
     /// Those that ended, in that order.
     ended: VecDeque<Process>,
     spaces: u64,
+    /// The processes of address spaces that more than one has.
+    kin: HashMap<u64, Vec<Process>>,
+    /// Files in all accounts together.
+    files: usize,
     /// Those that have mapped something new.
     grown: HashSet<Process>,
 }
@@ -52,18 +58,22 @@ struct Life {
     ended: bool,
 }
 
-/// Processes that have ended and are still remembered. Each takes some kilobytes at most, and shares them with its kin.
+/// Processes that have ended and are still remembered.
 const MAX_ENDED: usize = 4096;
 /// Processes that have mapped something new and are told of at once; more are not.
 const MAX_GROWN: usize = 4096;
-/// A process with more mapped files has no account. Each costs 56 bytes.
-const MAX_FILES: usize = 1024;
+/// A process with more mapped files has no account.
+const MAX_FILES: usize = 512;
+/// Files in all accounts together, 56 bytes each, or twice that while a list grows. When there are more, all accounts are
+/// forgotten: that leaves the processes to a look.
+const MAX_FILES_OF_ALL: usize = 1 << 20;
+/// Processes that live and have an account.
+const MAX_LIVES: usize = 1 << 17;
 
 impl Chronicle {
     /// Begins with the next change.
     pub fn new(changes: Changes, generations: Generations) -> Chronicle {
-        let lost = generations.lost_changes();
-        Chronicle { generations, book: Mutex::new(Book { changes, lost, lives: Lives::default() }) }
+        Chronicle { generations, book: Mutex::new(Book { changes, taken: 0, lost: 0, lives: Lives::default() }) }
     }
 
     /// What becomes readable when there is something to [`catch_up`](Self::catch_up) with.
@@ -86,11 +96,13 @@ impl Chronicle {
     /// What a process is or was made of. `None`: it is not known.
     pub fn of(&self, process: Process) -> Option<Account> {
         let mut book = self.book();
-        book.catch_up(&self.generations);
-        let life = book.lives.known.get(&process).filter(|life| life.clear)?;
+        // First the generation, then how much there is to know, then all of that: a change that is not told of by then
+        // leaves its process unsettled or has moved it.
         let generation = self.generations.image(process.tgid);
-        let complete = generation.settled && generation.value == life.generation;
-        complete.then(|| Account { files: life.files.clone(), generation })
+        let complete = book.catch_up(&self.generations);
+        let life = book.lives.known.get(&process).filter(|life| life.clear)?;
+        let known = complete && generation.settled && generation.value == life.generation;
+        known.then(|| Account { files: life.files.clone(), generation })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -99,9 +111,15 @@ impl Chronicle {
 }
 
 impl Book {
-    fn catch_up(&mut self, generations: &Generations) {
+    /// Returns whether nothing that happened before is missing: one processor may still be writing, and then what others
+    /// wrote after it cannot be seen either.
+    fn catch_up(&mut self, generations: &Generations) -> bool {
         let mut whole = true;
-        while let Some(change) = self.changes.next() {
+        // Not what comes meanwhile: somebody may write as fast as it is read.
+        let until = generations.changes();
+        while self.taken + self.lost < until {
+            let Some(change) = self.changes.next() else { break };
+            self.taken += 1;
             match change {
                 Ok(change) => self.lives.apply(&change),
                 Err(error) => {
@@ -112,10 +130,11 @@ impl Book {
         }
         // After all that came: what was lost among it is counted by now.
         let lost = generations.lost_changes();
-        if lost != self.lost || !whole {
+        if lost != self.lost || !whole || self.lives.files > MAX_FILES_OF_ALL || self.lives.known.len() > MAX_LIVES {
             self.lost = lost;
             self.lives = Lives::default();
         }
+        self.taken + self.lost >= until
     }
 }
 
@@ -127,18 +146,19 @@ impl Lives {
         }
         match change.kind {
             ChangeKind::Program(file) => {
-                let space = self.new_space();
-                let files = Arc::new(vec![file]);
-                self.known
-                    .insert(process, Life { files, generation: change.generation, clear: true, space, ended: false });
+                let (files, space) = (Arc::new(vec![file]), self.new_space());
+                self.put(process, Life { files, generation: change.generation, clear: true, space, ended: false });
             }
             ChangeKind::Fork { parent, parent_start } => {
-                let space = self.new_space();
+                let parent_process = Process::new(parent, parent_start);
                 // Of a parent that nothing is known of, nothing is known of the child.
-                if let Some(parent) = self.known.get(&Process::new(parent, parent_start)) {
-                    let space = if change.shared { parent.space } else { space };
-                    let child = Life { generation: change.generation, space, ..parent.clone() };
-                    self.known.insert(process, child);
+                if let Some(parent) = self.known.get(&parent_process).cloned() {
+                    let space = if change.shared { parent.space } else { self.new_space() };
+                    if change.shared {
+                        let kin = self.kin.entry(space).or_insert_with(|| vec![parent_process]);
+                        kin.push(process);
+                    }
+                    self.put(process, Life { generation: change.generation, space, ended: false, ..parent });
                 }
             }
             ChangeKind::End => self.end(process),
@@ -146,13 +166,14 @@ impl Lives {
                 let Some(life) = self.known.get_mut(&process) else { return };
                 // Two threads may tell in another order than they moved it.
                 life.generation = life.generation.max(change.generation);
-                life.change(&change.kind);
                 let space = life.space;
+                self.files += life.change(&change.kind);
                 if change.shared {
-                    self.known
-                        .values_mut()
-                        .filter(|life| life.space == space)
-                        .for_each(|life| life.change(&change.kind));
+                    for kin in self.kin.get(&space).into_iter().flatten().filter(|kin| **kin != process) {
+                        if let Some(life) = self.known.get_mut(kin).filter(|life| life.space == space) {
+                            self.files += life.change(&change.kind);
+                        }
+                    }
                 }
             }
         }
@@ -163,6 +184,14 @@ impl Lives {
         self.spaces
     }
 
+    fn put(&mut self, process: Process, life: Life) {
+        self.files += life.files.len();
+        if let Some(former) = self.known.insert(process, life) {
+            self.files -= former.files.len();
+            self.leave(process, former.space);
+        }
+    }
+
     fn end(&mut self, process: Process) {
         if let Some(life) = self.known.get_mut(&process)
             && !std::mem::replace(&mut life.ended, true)
@@ -171,19 +200,45 @@ impl Lives {
         }
         if self.ended.len() > MAX_ENDED
             && let Some(oldest) = self.ended.pop_front()
+            && let Some(life) = self.known.remove(&oldest)
         {
-            self.known.remove(&oldest);
+            self.files -= life.files.len();
+            self.leave(oldest, life.space);
+        }
+    }
+
+    /// A process no longer has an address space that it may have shared.
+    fn leave(&mut self, process: Process, space: u64) {
+        let stays = self.known.get(&process).is_some_and(|life| life.space == space);
+        if let Some(kin) = self.kin.get_mut(&space)
+            && !stays
+        {
+            kin.retain(|one| *one != process);
+            if kin.len() < 2 {
+                self.kin.remove(&space);
+            }
         }
     }
 }
 
 impl Life {
-    fn change(&mut self, kind: &ChangeKind) {
+    /// Returns how many files it has more.
+    fn change(&mut self, kind: &ChangeKind) -> usize {
         match kind {
-            ChangeKind::Object(_) if self.files.len() >= MAX_FILES => self.clear = false,
-            ChangeKind::Object(file) if !self.files.contains(file) => Arc::make_mut(&mut self.files).push(*file),
-            ChangeKind::Unclear => self.clear = false,
-            _ => {}
+            ChangeKind::Object(file) if self.files.contains(file) => 0,
+            ChangeKind::Object(_) if self.files.len() >= MAX_FILES => {
+                self.clear = false;
+                0
+            }
+            ChangeKind::Object(file) => {
+                Arc::make_mut(&mut self.files).push(*file);
+                1
+            }
+            ChangeKind::Unclear => {
+                self.clear = false;
+                0
+            }
+            _ => 0,
         }
     }
 }

@@ -67,7 +67,7 @@ struct Moment {
     /// See [`Generations::wide`]: who shares the address space may have changed it.
     wide: u64,
     /// See [`Generations::tracers`]: one may have come.
-    tracers: u32,
+    tracers: u64,
 }
 
 impl Moment {

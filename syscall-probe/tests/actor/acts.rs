@@ -40,6 +40,7 @@ impl Stage {
             ["mmap", protection] => mmap(protections(protection))?,
             ["map", protections_of @ ..] => self.map(protections_of)?,
             ["shed", way] => self.shed(way)?,
+            ["half-mprotect"] => half_mprotect()?,
             ["fail-to-exec"] => drop(Command::new("/nowhere").exec()),
             ["mmap-many", protection, times] => mmap_many(protections(protection), times.parse()?)?,
             ["load-probe"] => self.probe = Some(syscall_probe::Probe::load(&syscall_probe::Options::default())?),
@@ -190,6 +191,12 @@ impl Stage {
                 "munmap" => munmap(start, length)?,
                 "mprotect" => mprotect(start, length, ProtFlags::PROT_NONE)?,
                 "mremap" => drop(mremap(start, length, PAGE.get(), MRemapFlags::empty(), None)?),
+                "mremap-onto" => {
+                    let other = NonZeroUsize::new(length).context("no pages")?;
+                    let other = mmap_anonymous(None, other, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE)?;
+                    let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+                    mremap(other, length, length, flags, Some(start))?;
+                }
                 "mmap" => {
                     let length = NonZeroUsize::new(length).context("no pages")?;
                     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
@@ -335,6 +342,19 @@ fn mprotect_page(protection: ProtFlags) -> Result<()> {
         let page = mmap_anonymous(None, PAGE, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE)?;
         mprotect(page, PAGE.get(), protection)?;
         munmap(page, PAGE.get())?;
+    }
+    Ok(())
+}
+
+/// mprotect that fails at a hole, after it has made executable what is before that.
+fn half_mprotect() -> Result<()> {
+    let two = NonZeroUsize::new(2 * PAGE.get()).context("no pages")?;
+    // SAFETY: as in `mmap`.
+    unsafe {
+        let pages = mmap_anonymous(None, two, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE)?;
+        munmap(pages.byte_add(PAGE.get()), PAGE.get())?;
+        let refused = mprotect(pages, two.get(), ProtFlags::PROT_READ | ProtFlags::PROT_EXEC);
+        ensure!(refused.is_err(), "there is no hole");
     }
     Ok(())
 }
