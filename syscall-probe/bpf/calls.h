@@ -291,8 +291,8 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 520: /* execve of x32 */
 	case 545: /* execveat of x32 */
 		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
-	case 67: /* shmdt */
-		return sheds_executable(task, regs->di, 1);
+	case 67: /* shmdt: how long the segment is nobody says */
+		return sheds_something(task);
 	case 30: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 134: /* uselib */
@@ -349,12 +349,12 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 246: /* io_destroy */
 		return sheds_something(task);
 	case 398: /* shmdt */
-		return sheds_executable(task, call, 1);
+		return sheds_something(task);
 	case 397: /* shmat */
 		return attaches_executable(task, regs->dx);
 	case 117: /* ipc: the version is in the upper half */
 		if ((call & 0xffff) == IPC_SHMDT)
-			return sheds_executable(task, regs->di, 1);
+			return sheds_something(task);
 		return (call & 0xffff) == IPC_SHMAT ? maps_executable(task, PROT_EXEC) | sheds_something(task) : 0;
 	case 172: /* prctl */
 		return call == PR_SET_MM ? maps_executable(task, PROT_EXEC) : 0;

@@ -100,7 +100,8 @@ pub(crate) fn sole_holders(generations: &Generations, holders: &Holders) -> io::
             shared_table: first.shared_table,
             process_generation: generation.value,
             wide_generation,
-            wrote: None,
+            // It may have: nobody has seen.
+            wrote: Some(generations.exec(first.tgid)),
         };
         alone.then_some((first.cookie, maker))
     });

@@ -11,7 +11,7 @@ use harness::servers::PAGE;
 use harness::{Actor, Captured, Counter, Docker, LIMIT, Ns, Server, World, world};
 use serde_json::Value;
 
-use crate::line::{queue_status, wait_until};
+use crate::line::wait_until;
 
 const ACTOR: &str = "/usr/bin/actor";
 const CURL: &str = "/usr/bin/curl";
@@ -176,31 +176,6 @@ fn a_tampered_copy_in_a_second_container_of_the_image_is_told_apart() -> Result<
         ensure!(from.has(pid), "{pid} is not of that container: {event}");
         assert_eq!(event["owners"][0]["program"], **program);
         assert_eq!(event["owners"][0]["path"], ACTOR);
-    }
-    Ok(())
-}
-
-/// The file below the overlay is what counts: what a program of an image is made of is known without another look.
-#[test]
-fn programs_of_an_image_are_looked_at_once() -> Result<()> {
-    const PACKETS: u64 = 50;
-    let world = World::new("docker once")?;
-    let docker = Docker::start(&world, Ns::Local)?;
-    queue_from(&world, "docker0")?;
-    let daemon = world.daemon(&[])?;
-    let (one, other) = (docker.container(&[])?, docker.container(&[])?);
-    for container in [&one, &other] {
-        ctl(&world, &format!("-A -c OUTPUT -v DROP -n {} --sng-hash {}", container.netns(), "0".repeat(64)))?;
-    }
-    for container in [&one, &other] {
-        let mut sender = Sender::start(&world, container, world.peer4(), 9)?;
-        sender.passes()?;
-        let waited = || Ok::<_, anyhow::Error>(queue_status(&daemon.files().socket, 0)?.parked);
-        let before = waited()?;
-        (0..PACKETS).try_for_each(|_| sender.passes())?;
-        let more = waited()? - before;
-        // Others' calls may make a moment a bad one.
-        ensure!(more < PACKETS / 5, "{more} of {PACKETS} packets waited for a look");
     }
     Ok(())
 }

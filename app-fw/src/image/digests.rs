@@ -130,14 +130,6 @@ impl Digests {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|known| known.digest)
     }
 
-    /// Takes note of a digest that was found otherwise than by hashing this file: it is another name for one that was.
-    pub fn adopt(&self, key: FileKey, digest: Digest, path: &[u8]) {
-        if self.get(&key).is_none() {
-            self.remember(key, digest);
-        }
-        self.note_path(&key, path);
-    }
-
     /// The path under which the file with a known digest was mapped whenever it was looked at. `None`: it never was, or
     /// the paths differed.
     pub fn path(&self, key: &FileKey) -> Option<Arc<[u8]>> {
@@ -163,12 +155,13 @@ impl Digests {
         }
     }
 
-    /// The digest of the file behind `file` (which may be opened with `O_PATH`), hashed if need be. If another thread is
+    /// The digest of the file behind `file` (which may be opened with `O_PATH`), hashed if need be. `covered`: if it is on an
+    /// overlay, the file below is on a file system that tells of every change. If another thread is
     /// hashing it already, waits for that thread.
     ///
     /// # Errors
     /// The file cannot be read, is no longer the one `key` describes, or changes all the time.
-    pub fn hash(&self, key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
+    pub fn hash(&self, key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cause> {
         let mut hashing = self.hashing();
         while hashing.contains(key) {
             hashing = self.hashed.wait(hashing).unwrap_or_else(PoisonError::into_inner);
@@ -178,7 +171,7 @@ impl Digests {
         }
         hashing.insert(*key);
         drop(hashing);
-        let result = hash_file(key, file);
+        let result = hash_file(key, file, covered);
         if let Ok(Hashed { digest, lasting: true }) = result {
             self.remember(*key, digest);
         }
@@ -223,14 +216,18 @@ const UNSTAMPED: [i64; 11] = [
     0x7375_7245, // Coda
 ];
 
-/// Whether every change of the file leaves a stamp. May ask its file system, and so take for ever.
-fn is_stamped(key: &FileKey, file: &File) -> bool {
+/// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h. What is below may be any of the above.
+const OVERLAY: i64 = 0x794c_7630;
+
+/// Whether every change of the file leaves a stamp. `covered`: if it is on an overlay, it does so below. May ask its file
+/// system, and so take for ever.
+fn is_stamped(key: &FileKey, file: &File, covered: bool) -> bool {
     // All that are not have device numbers without a disk.
-    key.is_on_disk()
-        || nix::sys::statfs::fstatfs(file).is_ok_and(|system| !UNSTAMPED.contains(&system.filesystem_type().0))
+    let stamps = |magic: i64| if magic == OVERLAY { covered } else { !UNSTAMPED.contains(&magic) };
+    key.is_on_disk() || nix::sys::statfs::fstatfs(file).is_ok_and(|system| stamps(system.filesystem_type().0))
 }
 
-fn hash_file(key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
+fn hash_file(key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cause> {
     let unreadable = |_| Cause::ObjectUnreadable;
     // Opened anew: `file` may be a mere place.
     let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unreadable)?;
@@ -240,7 +237,7 @@ fn hash_file(key: &FileKey, file: &OwnedFd) -> Result<Hashed, Cause> {
     wait_until_settled(key);
     // A write stamps the file before its data are there, and a mapping stores whenever it likes: a digest lasts only if
     // nobody could write from the first byte read to the last. Who opened and closed in between left a new time.
-    let mut lasting = is_stamped(key, &reader) && !written(&reader);
+    let mut lasting = is_stamped(key, &reader, covered) && !written(&reader);
     let digest = hash_reader(&mut reader).map_err(unreadable)?;
     lasting &= !written(&reader);
     // Whatever changed is another object; the caller looks again.
@@ -311,14 +308,14 @@ mod tests {
         std::fs::write(&path, b"abc").unwrap();
         let (key, fd) = look(&path);
         assert_eq!(digests.get(&key), None);
-        assert_eq!(digests.hash(&key, &fd), lasting(b"abc"));
+        assert_eq!(digests.hash(&key, &fd, false), lasting(b"abc"));
         assert_eq!(digests.get(&key), Some(Digest::of(b"abc")));
         assert_eq!(kept.len(), usize::from(key.is_on_disk()));
         std::fs::write(&path, b"abd").unwrap();
-        assert_eq!(hash_file(&key, &fd), Err(Cause::ObjectChanging));
+        assert_eq!(hash_file(&key, &fd, false), Err(Cause::ObjectChanging));
         let (changed, fd) = look(&path);
         assert_ne!(changed, key);
-        assert_eq!(digests.hash(&changed, &fd), lasting(b"abd"));
+        assert_eq!(digests.hash(&changed, &fd, false), lasting(b"abd"));
         assert_eq!(digests.len(), 2);
     }
 
@@ -347,10 +344,10 @@ mod tests {
         let writer = OpenOptions::new().write(true).open(&path).unwrap();
         let (key, fd) = look(&path);
         let fleeting = Hashed { digest: Digest::of(b"abc"), lasting: false };
-        assert_eq!(digests.hash(&key, &fd), Ok(fleeting));
+        assert_eq!(digests.hash(&key, &fd, false), Ok(fleeting));
         assert_eq!(digests.get(&key), None);
         drop(writer);
-        assert_eq!(digests.hash(&key, &fd), lasting(b"abc"));
+        assert_eq!(digests.hash(&key, &fd, false), lasting(b"abc"));
         assert_eq!(digests.len(), 1);
     }
 
@@ -366,7 +363,7 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let (digests, fd) = (digests.clone(), fd.clone());
-                std::thread::spawn(move || digests.hash(&key, &fd))
+                std::thread::spawn(move || digests.hash(&key, &fd, false))
             })
             .collect();
         for thread in threads {
@@ -379,6 +376,6 @@ mod tests {
     fn what_cannot_be_read_is_an_error() {
         let (digests, _kept) = digests();
         let (key, fd) = look(path::Path::new("/"));
-        assert_eq!(digests.hash(&key, &fd), Err(Cause::ObjectUnreadable));
+        assert_eq!(digests.hash(&key, &fd, false), Err(Cause::ObjectUnreadable));
     }
 }

@@ -163,7 +163,9 @@ impl Reader<'_> {
             // Generations first, then a look, then the generations again: what is in between is one moment's truth.
             let generation = self.generations.map(|generations| Moment::of(process, generations));
             let executable = read_maps(&dir)?;
-            let Some(found) = self.objects(&dir, &executable, hashing)? else { continue };
+            // After the mappings were read: whatever is among them is in the account, or there is none.
+            let covered = self.is_covered(process);
+            let Some(found) = self.objects(&dir, &executable, hashing, covered)? else { continue };
             let beyond = if self.beyond { Some(Beyond::look(&dir, &executable)?) } else { None };
             let unmoved = match (generation, self.generations) {
                 (Some(generation), Some(generations)) => generation.is_now(process, generations),
@@ -173,9 +175,7 @@ impl Reader<'_> {
                 // The process may have ended, and its pid been given away, before the last look.
                 dir.start()?;
                 let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-                let image = finish(process, program, found, beyond, generation.filter(|_| unmoved));
-                self.note_files_below(&image);
-                return Ok(image);
+                return Ok(finish(process, program, found, beyond, generation.filter(|_| unmoved)));
             }
             before = Some(executable.files);
         }
@@ -214,28 +214,10 @@ impl Reader<'_> {
         moment.is_now(process, generations).then(|| finish(process, program, found, beyond, Some(moment)))
     }
 
-    /// A look through an overlay sees another device than the kernel tells of. If the file below is the same one, and has
-    /// not changed since it was mapped, the digest is its as well.
-    fn note_files_below(&self, image: &Image) {
-        let (Some(generations), Some(chronicle)) = (self.generations, self.chronicle) else { return };
-        let above = |object: &&Object| !object.key.is_on_disk() && self.digests.get(&object.key).is_some();
-        let mut above = image.objects.iter().filter(above).peekable();
-        if above.peek().is_none() {
-            return;
-        }
-        let Some(account) = chronicle.of(image.process) else { return };
-        for Object { key: FileKey { object: seen, .. }, digest, path } in above {
-            let below = account.files.iter().find(|file| {
-                let key = key_of(file).object;
-                FileWatch::covers(file.magic) && ObjectKey { dev: seen.dev, ..key } == *seen
-            });
-            if let (Some(file), Ok(digest)) = (below, digest) {
-                let (watch, generation) = generations.watch_mapped(file);
-                if generations.file(watch) == generation {
-                    self.digests.adopt(key_of(file), *digest, path);
-                }
-            }
-        }
+    /// Whether all files of the process are, below whatever overlay, on file systems whose every change is told.
+    fn is_covered(&self, process: Process) -> bool {
+        let account = self.chronicle.and_then(|chronicle| chronicle.of(process));
+        account.is_some_and(|account| account.files.iter().all(|file| FileWatch::covers(file.magic)))
     }
 
     /// Whether another look finds the same files mapped: the way to tell without generations. Memory without a file may
@@ -245,16 +227,22 @@ impl Reader<'_> {
     }
 
     /// The objects behind the mappings and the program. `None` if a mapping vanished meanwhile.
-    fn objects(&self, dir: &ProcDir, executable: &Executable, hashing: Hashing) -> Result<Option<Found>, NoImage> {
+    fn objects(
+        &self,
+        dir: &ProcDir,
+        executable: &Executable,
+        hashing: Hashing,
+        covered: bool,
+    ) -> Result<Option<Found>, NoImage> {
         let epoch = self.generations.map_or(0, Generations::file_epoch);
         let objects = Vec::with_capacity(executable.files.len());
         let mut found = Found { objects, lasting: true, files: Vec::new(), epoch, program: None };
         for mapping in &executable.files {
-            let Some(seen) = self.mapped(dir, mapping, hashing)? else { return Ok(None) };
+            let Some(seen) = self.mapped(dir, mapping, hashing, covered)? else { return Ok(None) };
             found.add(seen);
         }
         // The program is part of the image even if it unmapped its own file.
-        let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing)? else {
+        let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing, covered)? else {
             // It is there as long as the process is; that it cannot be looked at must not leave it out.
             dir.start()?;
             return Err(Cause::ObjectUnreadable.into());
@@ -264,9 +252,15 @@ impl Reader<'_> {
         Ok(Some(found))
     }
 
-    fn mapped(&self, dir: &ProcDir, mapping: &Mapping, hashing: Hashing) -> Result<Option<Seen>, NoImage> {
+    fn mapped(
+        &self,
+        dir: &ProcDir,
+        mapping: &Mapping,
+        hashing: Hashing,
+        covered: bool,
+    ) -> Result<Option<Seen>, NoImage> {
         let name = format!("map_files/{}", mapping.file_name());
-        self.object(dir, &name, mapping.inode, mapping.path.clone(), hashing)
+        self.object(dir, &name, mapping.inode, mapping.path.clone(), hashing, covered)
     }
 
     /// The object that the link `name` leads to. `None` if there is no such link any more.
@@ -277,6 +271,7 @@ impl Reader<'_> {
         inode: u64,
         path: Vec<u8>,
         hashing: Hashing,
+        covered: bool,
     ) -> Result<Option<Seen>, NoImage> {
         let Ok((mut file, mut facts)) = dir.look(name) else { return Ok(None) };
         let mut watch = None;
@@ -292,7 +287,7 @@ impl Reader<'_> {
         }
         let key = FileKey::new(&facts);
         let watched = self.generations.is_some() && key.is_on_disk() && is_watched(&file);
-        let (digest, lasting) = match self.digest(&key, &facts, &file, hashing)? {
+        let (digest, lasting) = match self.digest(&key, &facts, &file, hashing, covered)? {
             Ok(hashed) => {
                 self.digests.note_path(&key, &path);
                 (Ok(hashed.digest), hashed.lasting && watched)
@@ -308,6 +303,7 @@ impl Reader<'_> {
         facts: &FileFacts,
         file: &OwnedFd,
         hashing: Hashing,
+        covered: bool,
     ) -> Result<Result<Hashed, Cause>, NoImage> {
         if !facts.regular {
             // A device may be mapped executable; reading it would mean something else.
@@ -316,7 +312,7 @@ impl Reader<'_> {
         match (self.digests.get(key), hashing) {
             (Some(digest), _) => Ok(Ok(Hashed { digest, lasting: true })),
             (None, Hashing::Never) => Err(NoImage::NeedsHashing),
-            (None, Hashing::Allowed) => Ok(self.digests.hash(key, file)),
+            (None, Hashing::Allowed) => Ok(self.digests.hash(key, file, covered)),
         }
     }
 }
