@@ -38,6 +38,7 @@ pub fn act(socket: Option<&Socket>, word: &str, times: u32, words: &[&str]) -> R
             let judged = patient(pace)?;
             again(&mut || flicker(socket()?, Path::new(path), judged))?;
         }
+        ("vanish", [way, path]) => again(&mut || mappings::vanish(way, Path::new(path), || socket()?.send()))?,
         ("populate", [path]) => return populate(socket()?, times, Path::new(path)),
         ("lend", [pace, program]) => {
             let mut borrower = Borrower::start(Path::new(program), socket()?.to(), patient(pace)?)?;

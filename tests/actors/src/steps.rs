@@ -50,6 +50,7 @@
 //! | `sockets N` | makes a socket and closes it |
 //! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT (0: any), which may be shared, and closes it |
 //! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
+//! | `vanish N WAY FILE` | maps FILE executable, sends, and has the mapping go; WAY: `mremap`, `brk`, `shmat` |
 //! | `populate N FILE` | sends from another thread while mmap populates FILE; `ok` how often that was before its end |
 //! | `lend N hasty\|patient EXE` | lends the socket to EXE, which sends once and closes it |
 //! | `bequeath N hasty\|patient EXE` | starts EXE with the socket inherited, which sends once and ends |
@@ -178,8 +179,8 @@ impl Stage {
             "lend-all" => self.crowd.lend(path)?,
             "count-all" => return Ok(self.crowd.count(*rest.as_bytes().first().context("BYTE")?)?.to_string()),
             "drop-all" => self.crowd = Crowd::default(),
-            "sockets" | "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend" | "bequeath"
-            | "steal" | "raw" | "int80" => return self.again_and_again(word, rest),
+            "vanish" | "sockets" | "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend"
+            | "bequeath" | "steal" | "raw" | "int80" => return self.again_and_again(word, rest),
             "ring" => {
                 let (number, kind) = rest.split_once(' ').context("KIND")?;
                 let to = self.socket()?.to4()?;

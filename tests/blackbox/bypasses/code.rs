@@ -30,6 +30,19 @@ fn a_library_gone_before_its_packet_is_judged() -> Result<()> {
     trial.never(TO_SINK, |_, times| repeat(&mut actor, "flicker", times, &format!("hasty {}", text(&library)?)))
 }
 
+/// The same with code that goes by something else than munmap.
+#[test]
+fn a_library_that_goes_by_other_doors() -> Result<()> {
+    let (mut trial, library) = Trial::against("other doors out", library)?;
+    let mut actor = trial.sender(&trial.pair.good)?;
+    for way in ["mremap", "brk", "shmat"] {
+        trial
+            .never(TO_SINK, |_, times| repeat(&mut actor, "vanish", times, &format!("{way} {}", text(&library)?)))
+            .context(way)?;
+    }
+    Ok(())
+}
+
 /// Another thread sends as soon as the mapping is there, while the kernel still reads the file's pages into it.
 #[test]
 fn a_library_used_before_mmap_returns() -> Result<()> {
@@ -48,7 +61,8 @@ fn a_library_used_before_mmap_returns() -> Result<()> {
 /// A file's code made executable by something else than mmap with PROT_EXEC.
 #[test]
 fn a_library_mapped_by_other_doors() -> Result<()> {
-    let ways = ["mprotect", "pkey-mprotect", "read-implies-exec", "writable", "fixed", "memfd", "int80"];
+    let ways =
+        ["mprotect", "half-mprotect", "pkey-mprotect", "read-implies-exec", "writable", "fixed", "memfd", "int80"];
     let (mut trial, library) = Trial::against("doors", library)?;
     for way in ways {
         trial

@@ -29,6 +29,10 @@ pub fn map_by(way: &str, path: &Path) -> Result<()> {
         // SAFETY: a new mapping at an address of the kernel's choice; nothing ever points into it.
         unsafe { mmap(ptr::null_mut(), LENGTH, protection, MapFlags::PRIVATE, &file, 0) }.context("mmap")
     };
+    let private_of = |file: &File, length| {
+        // SAFETY: as above.
+        unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }.context("mmap")
+    };
     match way {
         "mprotect" => {
             let page = private(ProtFlags::READ)?;
@@ -40,6 +44,15 @@ pub fn map_by(way: &str, path: &Path) -> Result<()> {
             // SAFETY: as above.
             let done = unsafe { libc::syscall(libc::SYS_pkey_mprotect, page, LENGTH, READ_EXEC.bits(), -1) };
             ensure!(done == 0, "pkey_mprotect: {}", io::Error::last_os_error());
+        }
+        "half-mprotect" => {
+            // It fails at the hole, when what is before that is executable already.
+            let (page, two) = (private_of(&file, 2 * LENGTH)?, 2 * LENGTH);
+            // SAFETY: the two pages mapped above, which nothing points into.
+            unsafe {
+                munmap(page.byte_add(LENGTH), LENGTH).context("munmap")?;
+                ensure!(mprotect(page, two, MprotectFlags::READ | MprotectFlags::EXEC).is_err(), "there is no hole");
+            }
         }
         "read-implies-exec" => {
             const READ_IMPLIES_EXEC: libc::c_ulong = 0x0040_0000;
@@ -75,6 +88,64 @@ pub fn map_by(way: &str, path: &Path) -> Result<()> {
         _ => bail!("unknown way {way}"),
     }
     Ok(())
+}
+
+/// Maps the head of a file executable, lets `act` be done, and has the mapping go in some `way` that is not munmap of it.
+///
+/// # Errors
+/// The kernel refused, `act` failed, or the way is unknown.
+pub fn vanish(way: &str, path: &Path, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let anonymous = || {
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing ever points into it.
+        unsafe { mmap_anonymous(ptr::null_mut(), LENGTH, ProtFlags::READ, MapFlags::PRIVATE) }.context("mmap")
+    };
+    let at = |place| {
+        // SAFETY: it replaces a page that this function made, or one past the heap, which nothing points into.
+        unsafe { mmap(place, LENGTH, READ_EXEC, MapFlags::PRIVATE | MapFlags::FIXED, &file, 0) }.context("mmap")
+    };
+    match way {
+        "mremap" => {
+            let page = at(anonymous()?)?;
+            act()?;
+            let other = anonymous()?;
+            // SAFETY: both pages are this function's own.
+            unsafe {
+                let flags = rustix::mm::MremapFlags::MAYMOVE;
+                rustix::mm::mremap_fixed(other, LENGTH, LENGTH, flags, page).context("mremap")?;
+                munmap(page, LENGTH).context("munmap")
+            }
+        }
+        "brk" => {
+            // SAFETY: the heap is longer than before while the page is in it, and nobody else moves its end: the actor has
+            // one thread, which allocates nothing in between that would.
+            unsafe {
+                let end = libc::sbrk(0);
+                let start = end.byte_add(end.align_offset(LENGTH));
+                ensure!(libc::brk(start.byte_add(LENGTH)) == 0, "brk: {}", io::Error::last_os_error());
+                at(start)?;
+                let done = act();
+                ensure!(libc::brk(end) == 0, "brk: {}", io::Error::last_os_error());
+                done
+            }
+        }
+        "shmat" => {
+            let page = at(anonymous()?)?;
+            act()?;
+            // SAFETY: the segment takes the place of the page; both are this function's own.
+            unsafe {
+                let segment = libc::shmget(libc::IPC_PRIVATE, LENGTH, 0o700);
+                ensure!(segment >= 0, "shmget: {}", io::Error::last_os_error());
+                let place = libc::shmat(segment, page, libc::SHM_REMAP);
+                let error = io::Error::last_os_error();
+                libc::shmctl(segment, libc::IPC_RMID, ptr::null_mut());
+                ensure!(place as isize != -1, "shmat: {error}");
+                ensure!(libc::shmdt(place) == 0, "shmdt: {}", io::Error::last_os_error());
+            }
+            Ok(())
+        }
+        _ => bail!("unknown way {way}"),
+    }
 }
 
 /// A System V shared memory segment attached with SHM_EXEC, for good.
