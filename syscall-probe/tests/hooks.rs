@@ -160,10 +160,13 @@ fn a_call_of_exec_moves_the_image_even_if_it_fails() {
 
 #[test]
 fn other_calls_leave_process_and_image() {
-    for command in ["nothing", "getppid 1000", "mmap rw", "mprotect rw", "shmat 0", "udp-sendmsg", "ioctl-other"] {
+    for command in ["nothing", "getppid 1000", "mmap rw", "mprotect rw", "udp-sendmsg", "ioctl-other"] {
         act_leaves_process(command);
         act_leaves_image(command);
     }
+    // It ends with shmdt, of which nobody says how much goes.
+    act_leaves_process("shmat 0");
+    act_moves_image("shmat 0");
 }
 
 #[test]
