@@ -78,7 +78,7 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *map
 }
 
 /* Processes that share the address space (clone(CLONE_VM), vfork) change with the caller, and nothing here knows which they
-   are. Threads that live and not `nr_threads`, which counts a first thread that has ended. A reader of /proc/PID/maps
+   are. Threads that live, not all that /proc counts: that includes a first thread that has ended. A reader of /proc/PID/maps
    also counts as a user for a moment: then the wide generation moves for nothing. */
 static __always_inline u32 of_whoever_shares(struct task_struct *task)
 {

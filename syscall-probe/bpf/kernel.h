@@ -71,7 +71,6 @@ struct vm_area_struct {
 
 struct signal_struct {
 	struct atomic live;
-	int nr_threads;
 };
 
 struct io_uring_task;
