@@ -120,6 +120,8 @@ fn cost(probe: &Probe) -> Vec<String> {
     }
     if probe.holders().is_none() {
         cost.push("holders of sockets are searched in /proc, which takes longer".into());
+    } else if probe.missing().iter().any(|(hook, _)| *hook == Hook::Holders) {
+        cost.push("holders of sockets are searched among all open files, which takes longer".into());
     }
     cost
 }

@@ -182,8 +182,9 @@ static __always_inline struct sock *socket_of(struct task_struct *task, u32 fd)
 	return socket_in(file_of(task, fd));
 }
 
-/* References of an open file, the reader's own included. Since 6.13 they are stored less one. */
-static __always_inline u64 references(struct file *file)
+/* References of an open file, the reader's own included. Since 6.13 they are stored less one. Not inlined: what a kernel
+   lacks must stay behind the question whether it has it, and the compiler moves it out of loops. */
+static __noinline u64 references(struct file *file)
 {
 	struct file___with_ref *with_ref = (void *)file;
 	struct file___with_count *with_count = (void *)file;

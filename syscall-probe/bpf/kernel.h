@@ -17,6 +17,9 @@ typedef __u64 u64;
 typedef __s64 s64;
 typedef _Bool bool;
 
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 /* x86-64 names. A 32-bit call uses bx, cx, dx, si, di, bp for its arguments, a 64-bit call di, si, dx, r10, r8, r9. */
@@ -186,14 +189,18 @@ struct sock_common {
 	} skc_cookie;
 };
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket; /* 0: no process holds it */
 	u8 sk_userlocks; /* a bit field before 6.x: read it with BPF_CORE_READ_BITFIELD_PROBED */
 	u16 sk_protocol;
 	u16 sk_type;
 };
 
 struct socket {
+	struct file *file;
 	struct sock *sk;
 };
 

@@ -12,7 +12,6 @@
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 #define SOCK_RAW 3
-#define IPPROTO_TCP 6
 #define ALLOW 1
 
 SEC("cgroup/sock_create")

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, io};
 
-use syscall_probe::{Options, Probe, SocketRecord};
+use syscall_probe::{Options, Probe, SocketEnds, SocketRecord};
 
 const PROCESSES: usize = 500;
 const FILES: usize = 200;
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     let me = std::process::id();
     let mut records = Vec::new();
-    let mut measure = |what: &str, of: &dyn Fn(&mut Vec<SocketRecord>) -> io::Result<()>| -> io::Result<()> {
+    let mut measure = |what: &str, of: &mut dyn FnMut(&mut Vec<SocketRecord>) -> io::Result<()>| -> io::Result<()> {
         let mut times: Vec<Duration> = Vec::new();
         for _ in 0..ROUNDS {
             records.clear();
@@ -47,8 +47,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(())
     };
     println!("{PROCESSES} processes with {FILES} files each; median (least-most) of {ROUNDS}");
-    measure("all open sockets of all processes", &|records| holders.all(records))?;
-    measure("those of the one process that likely holds it", &|records| holders.of_process(me, records))?;
+    measure("all open sockets of all processes", &mut |records| holders.all(records))?;
+    let mut mine = Vec::new();
+    holders.of_process(me, &mut mine)?;
+    let [mine] = mine[..] else { return Err("this process has one socket".into()) };
+    let ends = SocketEnds::from(&mine);
+    let mut by_file = |records: &mut Vec<SocketRecord>| {
+        assert!(holders.of_socket(&ends, 0, records)?, "it is found");
+        Ok(())
+    };
+    measure("the holders of one socket", &mut by_file)?;
+    let mut in_one = |records: &mut Vec<SocketRecord>| holders.of_socket(&ends, me, records).map(drop);
+    measure("the same, of one process", &mut in_one)?;
+    measure("all open sockets of one process", &mut |records| holders.of_process(me, records))?;
     drop((others, files, socket));
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::layout::{BYPASS_RECORD, BypassRecord, DecodeError, SOCKET_RECORD, SocketRecord};
+use crate::layout::{BYPASS_RECORD, BypassRecord, DecodeError, SOCKET_RECORD, SocketEnds, SocketRecord};
 use crate::sys;
 
 /// Bytes read at once. A buffer on the stack keeps look-ups free of allocation and locks.
@@ -21,13 +21,26 @@ const BUFFER: usize = 128 * SOCKET_RECORD;
 /// io_uring. [`SocketRecord::file_refs`] tells that there are such references.
 #[derive(Debug, Clone)]
 pub struct Holders {
-    program: Arc<OwnedFd>,
-    bypass_program: Arc<OwnedFd>,
+    programs: Arc<Programs>,
+}
+
+#[derive(Debug)]
+struct Programs {
+    all: OwnedFd,
+    bypass: OwnedFd,
+    of_one: Option<OfOneSocket>,
+}
+
+/// The programs behind [`Holders::of_socket`].
+#[derive(Debug)]
+pub(crate) struct OfOneSocket {
+    pub(crate) find: OwnedFd,
+    pub(crate) list: OwnedFd,
 }
 
 impl Holders {
-    pub(crate) fn new(program: OwnedFd, bypass_program: OwnedFd) -> Holders {
-        Holders { program: Arc::new(program), bypass_program: Arc::new(bypass_program) }
+    pub(crate) fn new(all: OwnedFd, bypass: OwnedFd, of_one: Option<OfOneSocket>) -> Holders {
+        Holders { programs: Arc::new(Programs { all, bypass, of_one }) }
     }
 
     /// Appends the sockets of one process to `out`; none if there is no such process.
@@ -40,7 +53,7 @@ impl Holders {
             return Ok(()); // The kernel would take it for "all".
         }
         // A kernel that cannot restrict the iteration lists everything.
-        list::<SOCKET_RECORD>(&self.program, tgid, |record| {
+        list::<SOCKET_RECORD>(&self.programs.all, tgid, |record| {
             let record = SocketRecord::decode(record)?;
             if record.tgid == tgid {
                 out.push(record);
@@ -55,10 +68,36 @@ impl Holders {
     ///
     /// As [`Holders::of_process`].
     pub fn all(&self, out: &mut Vec<SocketRecord>) -> io::Result<()> {
-        list::<SOCKET_RECORD>(&self.program, 0, |record| {
+        list::<SOCKET_RECORD>(&self.programs.all, 0, |record| {
             out.push(SocketRecord::decode(record)?);
             Ok(())
         })
+    }
+
+    /// Appends the descriptors of one socket to `out`, those of one process or (`tgid` 0) of all: in a fraction of the time that [`Holders::all`] takes, for it compares
+    /// pointers and looks at no other file. What a ring holds in its own table is not among them.
+    ///
+    /// False, and nothing appended: the kernel does not find the socket by its ends (another protocol, bound to an
+    /// interface, one of several that share a port), or [`crate::Hook::Holders`] is missing. To be called in the socket's network
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`Holders::of_process`].
+    pub fn of_socket(&self, socket: &SocketEnds, tgid: u32, out: &mut Vec<SocketRecord>) -> io::Result<bool> {
+        let Some(programs) = self.programs.of_one.as_ref().filter(|_| socket.can_be_found()) else { return Ok(false) };
+        // The one program leaves the file where the other, run by the same thread, looks for it.
+        if sys::run(programs.find.as_fd(), &socket.encode())? == 0 {
+            return Ok(false);
+        }
+        list::<SOCKET_RECORD>(&programs.list, tgid, |record| {
+            let record = SocketRecord::decode(record)?;
+            if record.cookie == socket.cookie && (tgid == 0 || record.tgid == tgid) {
+                out.push(record);
+            }
+            Ok(())
+        })?;
+        Ok(true)
     }
 
     /// Lists the open sockets that pass beside netfilter (`AF_PACKET`, `AF_XDP`), of all processes and network
@@ -69,7 +108,7 @@ impl Holders {
     /// As [`Holders::of_process`].
     pub fn bypass_sockets(&self) -> io::Result<Vec<BypassRecord>> {
         let mut found = Vec::new();
-        list::<BYPASS_RECORD>(&self.bypass_program, 0, |record| {
+        list::<BYPASS_RECORD>(&self.programs.bypass, 0, |record| {
             found.push(BypassRecord::decode(record)?);
             Ok(())
         })?;

@@ -34,6 +34,8 @@ pub enum Hook {
     InodeDirty,
     /// The list of all open sockets.
     Sockets,
+    /// The search for the holders of one socket.
+    Holders,
     /// A packet is put into a queue.
     Senders,
 }
@@ -49,6 +51,8 @@ pub(crate) enum Place {
     TcpCallbacks,
     /// An iterator, by name; nothing stays attached between two runs.
     Iterator(&'static str),
+    /// Run on demand, attached nowhere.
+    OnDemand,
     /// A filter on each netlink socket that serves a queue; see [`crate::Probe::watch_queue`].
     QueueSocket,
 }
@@ -60,7 +64,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 15] = [
+    pub const ALL: [Hook; 16] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -75,6 +79,7 @@ impl Hook {
         Hook::Bind,
         Hook::InodeDirty,
         Hook::Sockets,
+        Hook::Holders,
         Hook::Senders,
     ];
 
@@ -95,49 +100,42 @@ impl Hook {
             Hook::Bind => "bind",
             Hook::InodeDirty => "inode-dirty",
             Hook::Sockets => "sockets",
+            Hook::Holders => "holders",
             Hook::Senders => "senders",
         }
     }
 
-    /// The programs of this hook, as the object file names them.
-    pub(crate) const fn programs(self) -> &'static [&'static str] {
+    /// The programs of this hook, as the object file names them, and where each has its place.
+    pub(crate) const fn programs(self) -> &'static [(&'static str, Place)] {
+        use Place::{CgroupSocket, Iterator, OnDemand, QueueSocket, TcpCallbacks, Tracepoint};
         match self {
-            Hook::SysEnter => &["on_sys_enter"],
-            Hook::SysExit => &["on_sys_exit"],
-            Hook::RunningTasks => &["distrust_running"],
-            Hook::Exec => &["on_exec"],
-            Hook::Fork => &["on_fork"],
-            Hook::Exit => &["on_exit"],
-            Hook::TcpState => &["on_tcp_state"],
-            Hook::TcpConnect => &["on_socket_op"],
-            Hook::TcpWrite => &["on_tcp_write"],
-            Hook::SockCreate => &["on_sock_create"],
-            Hook::SockRelease => &["on_sock_release"],
-            Hook::Bind => &["on_post_bind4", "on_post_bind6"],
-            Hook::InodeDirty => &["on_inode_dirty"],
-            Hook::Sockets => &["dump_sockets", "dump_bypass_sockets"],
-            Hook::Senders => &["on_queued"],
-        }
-    }
-
-    pub(crate) const fn place(self) -> Place {
-        match self {
-            Hook::SysEnter => Place::Tracepoint("sys_enter"),
-            Hook::SysExit => Place::Tracepoint("sys_exit"),
-            Hook::RunningTasks => Place::Iterator("task"),
-            Hook::Exec => Place::Tracepoint("sched_process_exec"),
-            Hook::Fork => Place::Tracepoint("sched_process_fork"),
-            Hook::Exit => Place::Tracepoint("sched_process_exit"),
-            Hook::TcpState => Place::Tracepoint("inet_sock_set_state"),
-            Hook::TcpConnect => Place::TcpCallbacks,
-            Hook::TcpWrite => Place::Tracepoint("tcp_sendmsg_locked"),
-            Hook::SockCreate | Hook::SockRelease | Hook::Bind => Place::CgroupSocket,
-            Hook::InodeDirty => Place::Tracepoint("writeback_mark_inode_dirty"),
-            Hook::Sockets => Place::Iterator("task_file"),
-            Hook::Senders => Place::QueueSocket,
+            Hook::SysEnter => &[("on_sys_enter", Tracepoint("sys_enter"))],
+            Hook::SysExit => &[("on_sys_exit", Tracepoint("sys_exit"))],
+            Hook::RunningTasks => &[(RUNNING_TASKS, Iterator("task"))],
+            Hook::Exec => &[("on_exec", Tracepoint("sched_process_exec"))],
+            Hook::Fork => &[("on_fork", Tracepoint("sched_process_fork"))],
+            Hook::Exit => &[("on_exit", Tracepoint("sched_process_exit"))],
+            Hook::TcpState => &[("on_tcp_state", Tracepoint("inet_sock_set_state"))],
+            Hook::TcpConnect => &[("on_socket_op", TcpCallbacks)],
+            Hook::TcpWrite => &[("on_tcp_write", Tracepoint("tcp_sendmsg_locked"))],
+            Hook::SockCreate => &[("on_sock_create", CgroupSocket)],
+            Hook::SockRelease => &[("on_sock_release", CgroupSocket)],
+            Hook::Bind => &[("on_post_bind4", CgroupSocket), ("on_post_bind6", CgroupSocket)],
+            Hook::InodeDirty => &[("on_inode_dirty", Tracepoint("writeback_mark_inode_dirty"))],
+            Hook::Sockets => &[(ALL_SOCKETS, Iterator("task_file")), (BYPASS_SOCKETS, Iterator("task_file"))],
+            Hook::Holders => &[(FIND_SOCKET, OnDemand), (ITS_HOLDERS, Iterator("task"))],
+            Hook::Senders => &[(QUEUED, QueueSocket)],
         }
     }
 }
+
+/// Programs that are called by name.
+pub(crate) const RUNNING_TASKS: &str = "distrust_running";
+pub(crate) const ALL_SOCKETS: &str = "dump_sockets";
+pub(crate) const BYPASS_SOCKETS: &str = "dump_bypass_sockets";
+pub(crate) const FIND_SOCKET: &str = "on_find_socket";
+pub(crate) const ITS_HOLDERS: &str = "dump_holders";
+pub(crate) const QUEUED: &str = "on_queued";
 
 impl fmt::Display for Hook {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

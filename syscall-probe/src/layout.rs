@@ -194,6 +194,54 @@ pub struct Connection {
     pub remote_port: u16,
 }
 
+/// Which socket [`crate::Holders::of_socket`] is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketEnds {
+    /// Cookie of the socket.
+    pub cookie: u64,
+    /// `IPPROTO_*`.
+    pub protocol: u16,
+    /// What it is bound to; unspecified if to all. Of the socket's family: an IPv6 socket has IPv6 addresses.
+    pub local: IpAddr,
+    /// Port it is bound to, host byte order.
+    pub local_port: u16,
+    /// Address of the peer; unspecified if not connected.
+    pub remote: IpAddr,
+    /// Port of the peer, host byte order; 0 if not connected.
+    pub remote_port: u16,
+}
+
+/// `struct ethhdr`: a program that is run on a packet is not shown one without.
+const ETHERNET_HEADER: usize = 14;
+/// `struct socket_ends`.
+const SOCKET_ENDS: usize = 48;
+
+impl SocketEnds {
+    pub(crate) fn can_be_found(&self) -> bool {
+        matches!(i32::from(self.protocol), libc::IPPROTO_TCP | libc::IPPROTO_UDP)
+    }
+
+    pub(crate) fn encode(&self) -> [u8; ETHERNET_HEADER + SOCKET_ENDS] {
+        let mut bytes = [0; ETHERNET_HEADER + SOCKET_ENDS];
+        let family = if self.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let mut put = |at: usize, value: &[u8]| {
+            bytes[ETHERNET_HEADER + at..ETHERNET_HEADER + at + value.len()].copy_from_slice(value);
+        };
+        put(0, &self.cookie.to_ne_bytes());
+        put(8, &(family as u16).to_ne_bytes());
+        put(10, &self.protocol.to_ne_bytes());
+        put(12, &self.local_port.to_be_bytes());
+        put(14, &self.remote_port.to_be_bytes());
+        for (at, address) in [(16, self.local), (32, self.remote)] {
+            match address {
+                IpAddr::V4(address) => put(at, &address.octets()),
+                IpAddr::V6(address) => put(at, &address.octets()),
+            }
+        }
+        bytes
+    }
+}
+
 /// An open descriptor of an IPv4 or IPv6 socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketRecord {
@@ -222,7 +270,8 @@ pub struct SocketRecord {
     pub protocol: u16,
     /// State, as the kernel's `TCP_*` numbers (1 established, 7 closed, 10 listening), for every protocol.
     pub state: u8,
-    /// The descriptor table may be shared with another process. See [`Creator::shared_table`].
+    /// The descriptor table may be shared with another process (see [`Creator::shared_table`]), or the first thread of this
+    /// one has ended: there may be more records than descriptors.
     pub shared_table: bool,
     /// `IPV6_V6ONLY` is set.
     pub ipv6_only: bool,
@@ -519,6 +568,13 @@ impl BypassRecord {
             inode: u64_at(record, 16),
             family: u16_at(record, 24),
         })
+    }
+}
+
+impl From<&SocketRecord> for SocketEnds {
+    fn from(record: &SocketRecord) -> SocketEnds {
+        let SocketRecord { cookie, protocol, local, local_port, remote, remote_port, .. } = *record;
+        SocketEnds { cookie, protocol, local, local_port, remote, remote_port }
     }
 }
 

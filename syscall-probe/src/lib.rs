@@ -44,7 +44,7 @@ pub use holders::Holders;
 pub use hook::{Hook, UnknownHook};
 pub use layout::{
     BypassRecord, Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, MappedFile, Sender,
-    SocketRecord, Writer, Writers,
+    SocketEnds, SocketRecord, Writer, Writers,
 };
 pub use probe::{Options, Probe};
 pub use sockets::{LookupError, SocketTable};

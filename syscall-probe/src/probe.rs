@@ -15,8 +15,8 @@ use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use crate::error::describe;
 use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
-use crate::holders::{Holders, read_some};
-use crate::hook::Place;
+use crate::holders::{Holders, OfOneSocket, read_some};
+use crate::hook::{ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, Place, QUEUED, RUNNING_TASKS};
 use crate::layout::{CREATED_SOCKET, Creator, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
 use crate::sockets::{SocketTable, sole_holders};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
@@ -128,9 +128,8 @@ impl Probe {
         if self.missing.iter().any(|(hook, _)| *hook == Hook::Senders) {
             return Ok(());
         }
-        let name = Hook::Senders.programs()[0];
-        let Some(Program::SocketFilter(program)) = self.programs.program_mut(name) else {
-            return Err(format!("the object has no program {name}"));
+        let Some(Program::SocketFilter(program)) = self.programs.program_mut(QUEUED) else {
+            return Err(format!("the object has no program {QUEUED}"));
         };
         program.attach(socket).map_err(|error| format!("cannot watch the senders of a queue: {error}"))
     }
@@ -205,11 +204,11 @@ fn ring(programs: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Loa
 }
 
 fn holders(programs: &Ebpf, missing: &[(Hook, String)]) -> Option<Holders> {
-    if missing.iter().any(|(hook, _)| *hook == Hook::Sockets) {
-        return None;
-    }
-    let [sockets, bypass] = Hook::Sockets.programs() else { return None };
-    Some(Holders::new(iterator_program(programs, sockets).ok()?, iterator_program(programs, bypass).ok()?))
+    let is_there = |wanted| missing.iter().all(|(hook, _)| *hook != wanted);
+    let program = |name| program_descriptor(programs, name).ok();
+    let one = || Some(OfOneSocket { find: program(FIND_SOCKET)?, list: program(ITS_HOLDERS)? });
+    is_there(Hook::Sockets).then_some(())?;
+    Some(Holders::new(program(ALL_SOCKETS)?, program(BYPASS_SOCKETS)?, is_there(Hook::Holders).then(one).flatten()))
 }
 
 /// Attaches every hook that is not to be left off, in the order of [`Hook::ALL`], and returns those that are absent.
@@ -234,17 +233,17 @@ fn attach_all(programs: &mut Ebpf, types: &Btf, without: &[Hook]) -> Result<Vec<
 }
 
 fn attach(programs: &mut Ebpf, types: &Btf, cgroup: &Result<File, String>, hook: Hook) -> Result<(), String> {
-    for name in hook.programs() {
+    for (name, place) in hook.programs() {
         let program = programs.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
-        match hook.place() {
+        match *place {
             Place::Tracepoint(tracepoint) => attach_tracepoint(program, tracepoint, types).map_err(|e| describe(&e))?,
             Place::CgroupSocket => attach_cgroup_socket(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::TcpCallbacks => attach_tcp_callbacks(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::Iterator(target) => load_iterator(program, target, types).map_err(|e| describe(&e))?,
-            Place::QueueSocket => load_filter(program).map_err(|e| describe(&e))?,
+            Place::QueueSocket | Place::OnDemand => load_only(program).map_err(|e| describe(&e))?,
         }
     }
-    if hook == Hook::RunningTasks { look_at_running_tasks(programs, hook.programs()[0]) } else { Ok(()) }
+    if hook == Hook::RunningTasks { look_at_running_tasks(programs) } else { Ok(()) }
 }
 
 fn attach_tracepoint(program: &mut Program, tracepoint: &str, types: &Btf) -> Result<(), ProgramError> {
@@ -274,22 +273,27 @@ fn load_iterator(program: &mut Program, target: &str, types: &Btf) -> Result<(),
     program.load(target, types)
 }
 
-fn load_filter(program: &mut Program) -> Result<(), ProgramError> {
-    let Program::SocketFilter(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
-    program.load()
+fn load_only(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SocketFilter(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
-fn iterator_program(programs: &Ebpf, name: &str) -> Result<OwnedFd, String> {
-    let Some(Program::Iter(program)) = programs.program(name) else {
-        return Err(format!("the object has no iterator {name}"));
+fn program_descriptor(programs: &Ebpf, name: &str) -> Result<OwnedFd, String> {
+    let descriptor = match programs.program(name) {
+        Some(Program::Iter(program)) => program.fd(),
+        Some(Program::SchedClassifier(program)) => program.fd(),
+        _ => return Err(format!("the object has no program {name}")),
     };
-    let descriptor = program.fd().map_err(|error| describe(&error))?;
+    let descriptor = descriptor.map_err(|error| describe(&error))?;
     descriptor.as_fd().try_clone_to_owned().map_err(|error| format!("cannot duplicate its descriptor: {error}"))
 }
 
 /// Runs the iterator to its end. It writes nothing; what it finds it marks in the process slots.
-fn look_at_running_tasks(programs: &Ebpf, name: &str) -> Result<(), String> {
-    let program = iterator_program(programs, name)?;
+fn look_at_running_tasks(programs: &Ebpf) -> Result<(), String> {
+    let program = program_descriptor(programs, RUNNING_TASKS)?;
     let run = || -> std::io::Result<()> {
         let mut iterator = File::from(sys::start_iterator(program.as_fd(), 0)?);
         while read_some(&mut iterator, &mut [0; 64])? != 0 {}

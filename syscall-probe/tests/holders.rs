@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::OnceLock;
 
 use nix::libc;
-use syscall_probe::{Holders, Options, Probe, SocketRecord};
+use syscall_probe::{Holders, Options, Probe, SocketEnds, SocketRecord};
 
 mod actor;
 use actor::Actor;
@@ -110,6 +110,38 @@ fn the_list_of_all_has_every_holder() {
     together.sort_unstable_by_key(|record| record.tgid);
     assert_eq!(together.len(), 2);
     assert_eq!(together, one_by_one);
+}
+
+/// By comparing pointers as by looking at all open files.
+#[test]
+fn the_holders_of_one_socket_are_those_of_the_list() {
+    for make in ["udp-bound s", "tcp-listen s"] {
+        let mut actor = Actor::start();
+        let namespace = std::fs::File::open(actor.proc("ns/net")).expect("it lives");
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
+        actor.act(make);
+        actor.act("dup t s");
+        actor.act("move t 777");
+        let cookie = actor.number("cookie s");
+        let child = actor.number("fork-and-wait") as u32;
+        let [record, ..] = with_cookie(sockets_of(child), cookie)[..] else { panic!("it is held") };
+        let ends = SocketEnds::from(&record);
+        let list = |tgid| {
+            let mut found = Vec::new();
+            assert!(holders().of_socket(&ends, tgid, &mut found).expect("the iterator runs"), "{make}: is found");
+            found.sort_unstable_by_key(|record| (record.tgid, record.fd));
+            found
+        };
+        let mut all = Vec::new();
+        holders().all(&mut all).expect("the iterator runs");
+        let mut all = with_cookie(all, cookie);
+        all.sort_unstable_by_key(|record| (record.tgid, record.fd));
+        assert_eq!(all.len(), 4);
+        assert_eq!(list(0), all);
+        assert_eq!(list(child), with_cookie(sockets_of(child), cookie));
+        let another = SocketEnds { cookie: cookie + 1, ..ends };
+        assert!(!holders().of_socket(&another, 0, &mut Vec::new()).expect("it runs"), "{make}: another's cookie");
+    }
 }
 
 #[test]

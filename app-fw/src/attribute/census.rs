@@ -88,7 +88,7 @@ fn holders(records: &[SocketRecord]) -> Vec<Process> {
 fn all_accounted_for(records: &[SocketRecord]) -> bool {
     raw(records).all(|record| {
         let descriptors = raw(records).filter(|other| other.inode == record.inode).count() as u64;
-        record.file_refs <= descriptors
+        record.file_refs <= descriptors && !record.shared_table
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
-use syscall_probe::{Generations, Holders, SocketRecord, SocketTable, Writers};
+use syscall_probe::{Generations, Holders, SocketEnds, SocketRecord, SocketTable, Writers};
 
 use super::census::{Census, is_raw, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
@@ -68,11 +68,50 @@ impl Found {
     }
 }
 
+/// A socket whose holders are looked for.
+#[derive(Clone, Copy)]
+struct Sought<'a> {
+    inode: u64,
+    ends: SocketEnds,
+    namespace: &'a Namespace,
+}
+
+impl<'a> Sought<'a> {
+    fn described(socket: &Socket, protocol: Protocol, namespace: &'a Namespace) -> Sought<'a> {
+        let Tuple { local, local_port, remote, remote_port } = socket.tuple;
+        let protocol = u16::from(protocol.0);
+        let ends = SocketEnds { cookie: socket.cookie, protocol, local, local_port, remote, remote_port };
+        Sought { inode: socket.inode, ends, namespace }
+    }
+
+    fn listed(record: &SocketRecord, namespace: &'a Namespace) -> Sought<'a> {
+        Sought { inode: record.inode, ends: SocketEnds::from(record), namespace }
+    }
+
+    /// Its descriptors in one process.
+    fn in_process(&self, iterator: &Holders, tgid: u32, out: &mut Vec<SocketRecord>) -> io::Result<()> {
+        if self.by_file(iterator, tgid, out)? {
+            return Ok(());
+        }
+        iterator.of_process(tgid, out)?;
+        out.retain(|record| record.inode == self.inode);
+        Ok(())
+    }
+
+    /// Its descriptors in one process, or in all, if the kernel finds its open file by its ends.
+    fn by_file(&self, iterator: &Holders, tgid: u32, out: &mut Vec<SocketRecord>) -> io::Result<bool> {
+        let mut list = || iterator.of_socket(&self.ends, tgid, out);
+        if self.namespace.is_own() { list() } else { self.namespace.inside(list)? }
+    }
+}
+
 /// The processes of a list that hold a socket.
 struct Accounted {
     holders: Vec<Holder>,
-    /// Nobody else can hold it, and nobody can get it without a generation moving.
+    /// Nobody else holds it.
     complete: bool,
+    /// Nobody can get it without a generation moving.
+    settled: bool,
 }
 
 impl Search {
@@ -102,7 +141,7 @@ impl Search {
         let found = match endpoint.protocol {
             Protocol::TCP => self.tcp(endpoint, namespace, previous),
             Protocol::UDP | Protocol::UDPLITE => self.datagram(endpoint, namespace, previous),
-            _ => self.other(endpoint, previous),
+            _ => self.other(endpoint, namespace, previous),
         };
         if !namespace.is_own() {
             self.diag = None;
@@ -134,10 +173,10 @@ impl Search {
         let diag = diag_in(&mut self.diag, namespace)?;
         let Some(socket) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device)? else {
             // Bound to an interface that was not named, perhaps; or gone.
-            return self.by_ends(endpoint, previous);
+            return self.by_ends(endpoint, namespace, previous);
         };
         if socket.inode != 0 && !matches!(socket.state, state::LISTEN | state::SYN_RECV) {
-            return self.holders(endpoint, &[socket], previous);
+            return self.holders(endpoint, namespace, &[socket], previous);
         }
         if let (state::TIME_WAIT, Some(means)) = (socket.state, self.means()) {
             return Ok(Found::last(&means.time_wait(socket.cookie, previous)));
@@ -160,7 +199,7 @@ impl Search {
         if listeners.is_empty() {
             return Ok(Found { cookies: smallvec![socket.cookie], ..Found::undetermined(Cause::HoldersGone) });
         }
-        let mut found = self.holders(endpoint, &listeners, previous)?;
+        let mut found = self.holders(endpoint, namespace, &listeners, previous)?;
         found.fleeting |= socket.state != state::LISTEN;
         Ok(found)
     }
@@ -178,18 +217,18 @@ impl Search {
         if sockets.is_empty() {
             Ok(self.absent(endpoint, previous))
         } else {
-            self.holders(endpoint, &sockets, previous)
+            self.holders(endpoint, namespace, &sockets, previous)
         }
     }
 
     /// Protocols that diagnostics do not know: ICMP echo sockets and raw sockets, SCTP and the like.
-    fn other(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
+    fn other(&mut self, endpoint: &Endpoint, namespace: &Namespace, previous: Option<&Owners>) -> io::Result<Found> {
         if endpoint.origin == Origin::Kernel {
             // Neighbour discovery, ICMP errors, IGMP reports: the kernel's own.
             return Ok(self.absent(endpoint, previous));
         }
         let records = self.dump()?;
-        let found = self.matching(&records, |record| {
+        let found = self.matching(&records, namespace, |record| {
             is_in(record, endpoint)
                 && (may_send(record, endpoint.protocol) || (is_protocol(record, endpoint) && is_here(record, endpoint)))
         });
@@ -197,13 +236,13 @@ impl Search {
     }
 
     /// Looks at every open socket for one with these ends.
-    fn by_ends(&mut self, endpoint: &Endpoint, previous: Option<&Owners>) -> io::Result<Found> {
+    fn by_ends(&mut self, endpoint: &Endpoint, namespace: &Namespace, previous: Option<&Owners>) -> io::Result<Found> {
         if !endpoint.may_be_made() {
             return Ok(self.absent(endpoint, previous));
         }
         let records = self.dump()?;
         let Tuple { remote, remote_port, .. } = endpoint.tuple;
-        let found = self.matching(&records, |record| {
+        let found = self.matching(&records, namespace, |record| {
             is_in(record, endpoint)
                 && (may_send(record, endpoint.protocol)
                     || is_protocol(record, endpoint)
@@ -224,27 +263,37 @@ impl Search {
     }
 
     /// All holders of all of `sockets`, and of the raw sockets that might have made the packet.
-    fn holders(&self, endpoint: &Endpoint, sockets: &[Socket], previous: Option<&Owners>) -> io::Result<Found> {
+    fn holders(
+        &self,
+        endpoint: &Endpoint,
+        namespace: &Namespace,
+        sockets: &[Socket],
+        previous: Option<&Owners>,
+    ) -> io::Result<Found> {
         let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
         let forgers = endpoint.suspect.is_some();
         let mut open = Vec::new();
         for socket in sockets {
+            let sought = Sought::described(socket, endpoint.protocol, namespace);
             if socket.inode == 0 {
                 // The kernel's own (a tunnel, an RPC server), or closed just now.
                 found.undetermined = endpoint.may_be_made().then_some(Cause::HoldersGone).or(found.undetermined);
                 found.fleeting = true;
-            } else if let Some(holders) = self.proven(socket, previous) {
-                found.add(holders);
+            } else if let Some(holder) = self.means().and_then(|means| means.sole_maker(socket.cookie)) {
+                found.add([holder]);
+            } else if let Some(all) = self.likely_holders(sought, previous).or_else(|| self.holders_by_file(sought)) {
+                found.fleeting |= !all.settled;
+                found.add(all.holders);
             } else {
-                open.push(*socket);
+                open.push(sought);
             }
         }
         if open.is_empty() && !forgers {
             return Ok(found);
         }
         let records = self.dump()?;
-        for socket in open {
-            self.holders_of(&records, socket.inode, socket.cookie, &mut found);
+        for sought in open {
+            self.holders_listed(&records, sought, &mut found);
         }
         if forgers {
             let forgers = |record: &&SocketRecord| {
@@ -262,20 +311,21 @@ impl Search {
         Ok(found)
     }
 
-    /// The holders of a socket without looking at every process: by its maker's record, or because the references of its
-    /// open file are all accounted for by the processes that come to mind.
-    fn proven(&self, socket: &Socket, previous: Option<&Owners>) -> Option<Vec<Holder>> {
-        let means = self.means()?;
-        if let Some(holder) = means.sole_maker(socket.cookie) {
-            return Some(vec![holder]);
-        }
-        let maker = self.maker(socket.cookie).map(|maker| maker.process);
+    /// All holders of a socket, if they are among the processes that come to mind: its maker, who held it before, who sent.
+    fn likely_holders(&self, sought: Sought<'_>, previous: Option<&Owners>) -> Option<Accounted> {
+        let maker = self.maker(sought.ends.cookie).map(|maker| maker.process);
         let mut likely: Vec<Process> = maker.into_iter().chain(self.likely).collect();
         likely.extend(previous.into_iter().flat_map(|previous| &previous.holders).map(|holder| holder.process));
         likely.sort_unstable();
         likely.dedup();
-        let accounted = self.accounted(socket.inode, socket.cookie, &likely)?;
-        accounted.complete.then_some(accounted.holders)
+        self.accounted(sought, &likely).filter(|accounted| accounted.complete)
+    }
+
+    /// All holders of a socket, if all of them hold it by a descriptor.
+    fn holders_by_file(&self, sought: Sought<'_>) -> Option<Accounted> {
+        let mut records = Vec::new();
+        sought.by_file(self.iterator.as_ref()?, 0, &mut records).ok().filter(|found| *found)?;
+        self.accounted(sought, &processes_of(&records)).filter(|accounted| accounted.complete)
     }
 
     /// Whoever wrote into a connection is an owner for the rest of it, holder or not. To be asked after the holders: who
@@ -307,42 +357,41 @@ impl Search {
     }
 
     /// Those of `processes` that hold the socket. `None`: nobody, or that cannot be told here.
-    fn accounted(&self, inode: u64, cookie: u64, processes: &[Process]) -> Option<Accounted> {
+    fn accounted(&self, sought: Sought<'_>, processes: &[Process]) -> Option<Accounted> {
         let (generations, iterator) = (self.generations.as_ref()?, self.iterator.as_ref()?);
         let mut records = Vec::new();
         let mut holders = Vec::new();
-        let (mut references, mut descriptors, mut settled) = (0, 0, true);
+        let (mut references, mut descriptors, mut countable, mut settled) = (0, 0, true, true);
         for process in processes {
             // Before the look: whoever passes the socket on afterwards moves it.
             let generation = generations.process(process.tgid);
             records.clear();
-            iterator.of_process(process.tgid, &mut records).ok()?;
+            sought.in_process(iterator, process.tgid, &mut records).ok()?;
             let before = descriptors;
-            for record in records.iter().filter(|record| record.inode == inode && process_of(record) == *process) {
+            for record in records.iter().filter(|record| record.inode == sought.inode && process_of(record) == *process)
+            {
                 references = record.file_refs;
                 descriptors += 1;
                 // A datagram socket that shares its port may get company which no hook sees come.
-                let lonely = !record.reuse || record.protocol == u16::from(Protocol::TCP.0);
-                settled &= lonely && !record.shared_table;
+                settled &= !record.reuse || record.protocol == u16::from(Protocol::TCP.0);
+                countable &= !record.shared_table;
             }
             if descriptors > before {
                 settled &= generation.settled;
-                let maker = self.maker(cookie).filter(|maker| maker.process == *process);
+                let maker = self.maker(sought.ends.cookie).filter(|maker| maker.process == *process);
                 let (since, wrote) = maker.map_or((None, None), |maker| (maker.since, maker.wrote));
                 holders.push(Holder { process: *process, generation: generation.value, since, wrote });
             }
         }
-        (!holders.is_empty()).then_some(Accounted { holders, complete: settled && references == descriptors })
+        let complete = countable && references == descriptors;
+        (!holders.is_empty()).then_some(Accounted { holders, complete, settled: complete && settled })
     }
 
     /// Adds all processes of the list `records` that hold a socket.
-    fn holders_of(&self, records: &[SocketRecord], inode: u64, cookie: u64, found: &mut Found) {
-        let mut processes: Vec<Process> =
-            records.iter().filter(|record| record.inode == inode).map(process_of).collect();
-        processes.sort_unstable();
-        processes.dedup();
-        if let Some(accounted) = self.accounted(inode, cookie, &processes) {
-            found.fleeting |= !accounted.complete;
+    fn holders_listed(&self, records: &[SocketRecord], sought: Sought<'_>, found: &mut Found) {
+        let mut processes = processes_of(records.iter().filter(|record| record.inode == sought.inode));
+        if let Some(accounted) = self.accounted(sought, &processes) {
+            found.fleeting |= !accounted.settled;
             // Those that gave it up between the two looks stay: the packet may be theirs.
             processes.retain(|process| !accounted.holders.iter().any(|holder| holder.process == *process));
             found.fleeting |= !processes.is_empty();
@@ -355,7 +404,7 @@ impl Search {
         }
         if processes.is_empty() {
             // Held, but by no descriptor: under way in a message, or registered with an io_uring.
-            processes.extend(self.maker(cookie).map(|maker| maker.process));
+            processes.extend(self.maker(sought.ends.cookie).map(|maker| maker.process));
             // A maker that just ended closed it in between; else somebody unseen holds it.
             if processes.first().is_none_or(|maker| ProcDir::open(*maker).is_ok()) {
                 found.undetermined = Some(Cause::HoldersGone);
@@ -375,14 +424,18 @@ impl Search {
     }
 
     /// All holders of all sockets of `records` that `wanted` wants. `None`: there is no such socket.
-    fn matching(&self, records: &[SocketRecord], wanted: impl Fn(&SocketRecord) -> bool) -> Option<Found> {
-        let mut sockets: Vec<(u64, u64)> =
-            records.iter().filter(|record| wanted(record)).map(|record| (record.inode, record.cookie)).collect();
-        sockets.sort_unstable();
-        sockets.dedup();
-        let mut found = Found { cookies: sockets.iter().map(|(_, cookie)| *cookie).collect(), ..Found::default() };
-        for (inode, cookie) in &sockets {
-            self.holders_of(records, *inode, *cookie, &mut found);
+    fn matching(
+        &self,
+        records: &[SocketRecord],
+        namespace: &Namespace,
+        wanted: impl Fn(&SocketRecord) -> bool,
+    ) -> Option<Found> {
+        let mut sockets: Vec<&SocketRecord> = records.iter().filter(|record| wanted(record)).collect();
+        sockets.sort_unstable_by_key(|record| record.cookie);
+        sockets.dedup_by_key(|record| record.cookie);
+        let mut found = Found { cookies: sockets.iter().map(|record| record.cookie).collect(), ..Found::default() };
+        for record in &sockets {
+            self.holders_listed(records, Sought::listed(record, namespace), &mut found);
         }
         (!sockets.is_empty()).then_some(found)
     }
@@ -412,6 +465,13 @@ impl Search {
 
 fn process_of(record: &SocketRecord) -> Process {
     Process::new(record.tgid, record.start)
+}
+
+fn processes_of<'a>(records: impl IntoIterator<Item = &'a SocketRecord>) -> Vec<Process> {
+    let mut processes: Vec<Process> = records.into_iter().map(process_of).collect();
+    processes.sort_unstable();
+    processes.dedup();
+    processes
 }
 
 fn is_in(record: &SocketRecord, endpoint: &Endpoint) -> bool {
