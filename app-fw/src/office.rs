@@ -111,6 +111,11 @@ fn cost(probe: &Probe) -> Vec<String> {
                 .into(),
         );
     }
+    if probe.missing().iter().any(|(hook, _)| *hook == Hook::Sent) {
+        cost.push(
+            "who begins a datagram that another call sends (MSG_MORE, UDP_CORK) is not seen: it is undetermined".into(),
+        );
+    }
     if probe.missing().iter().any(|(hook, _)| *hook == Hook::TcpWrite) {
         cost.push(
             "writers into connections are not seen: what was written by a process that has let go of a connection since, or \

@@ -548,6 +548,9 @@ impl Pipeline {
         if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
             owners = Owners::and_sender(owners, process, generations);
         }
+        if sender.is_some_and(|(_, sender)| sender.finished) {
+            owners = Arc::new(owners.and_somebody(Cause::OtherProgram));
+        }
         let mut images = SmallVec::with_capacity(owners.holders.len());
         for holder in &owners.holders {
             images.push(match sender {

@@ -140,7 +140,7 @@ tokens! {
         NamespaceUnknown = "namespace-unknown", "The network namespace the packet came from could not be found.";
         NoDiagnostics = "no-diagnostics", "The kernel did not answer a question about sockets.";
         ProcessGone = "process-gone", "The process ended before its mappings could be read.";
-        OtherProgram = "other-program", "The process became another program lately, and the packet may be the former one's.";
+        OtherProgram = "other-program", "The process became another program lately, or sent a datagram that others had begun: the packet may be another's.";
         ImageChanged = "image-changed", "The process got rid of a mapped file or of its tracer after it sent the packet; what it was made of then is not known.";
         MapsUnreadable = "maps-unreadable", "The process's mappings could not be read or made no sense.";
         MapsChanging = "maps-changing", "The process changed its mappings faster than they could be read.";

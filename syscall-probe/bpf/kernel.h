@@ -19,6 +19,7 @@ typedef _Bool bool;
 
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_UDPLITE 136
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -194,6 +195,9 @@ struct socket;
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket; /* 0: no process holds it */
+	struct {
+		u32 qlen;
+	} sk_write_queue;
 	u8 sk_userlocks; /* a bit field before 6.x: read it with BPF_CORE_READ_BITFIELD_PROBED */
 	u16 sk_protocol;
 	u16 sk_type;
@@ -206,6 +210,10 @@ struct socket {
 
 struct inet_sock {
 	u16 inet_sport;
+};
+
+struct udp_sock {
+	int pending; /* 0, or the family of a datagram that is begun and not sent */
 };
 
 struct seq_file;

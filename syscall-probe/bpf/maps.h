@@ -19,6 +19,7 @@
 #define FILE_SLOTS 131072
 #define SOCKETS 131072
 #define WRITTEN_SOCKETS 65536
+#define UNFINISHED_DATAGRAMS 16384
 #define IN_FLIGHT_THREADS 65536
 #define EVENT_BYTES (1 << 20)
 #define CHANGE_BYTES (1 << 21)
@@ -54,10 +55,12 @@ struct wide {
 	u64 changes;	  /* told of in the ring, or lost: counted before a place is asked for */
 	u64 lost_changes; /* changes for which the ring had no room */
 	u64 tracers;	  /* moves when somebody has begun to trace a process other than itself */
+	u64 unfinished;	  /* entries of `unfinished` */
+	u64 lost_unfinished; /* datagrams for which it had no room */
 	s32 in_flight;	  /* calls in flight that may change any process */
 	u32 padding;
 };
-_Static_assert(sizeof(struct wide) == 72, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct wide) == 88, "mirrored in src/layout.rs");
 
 /* Key: socket cookie. */
 struct created_socket {
@@ -118,6 +121,7 @@ _Static_assert(sizeof(struct sender) == 56, "mirrored in src/layout.rs");
 #define SENDER_SETTLED 1u /* nothing was changing what it is made of */
 #define SENDER_TRACED 2u  /* the thread that ran is traced */
 #define SENDER_SHARED 4u  /* others may have the same address space */
+#define SENDER_FINISHED 8u /* the datagram was, or may have been, begun by somebody else, or by a former program */
 #define SENDER_QUEUES 4
 #define SENDER_SLOTS 32768
 
@@ -232,6 +236,22 @@ struct {
 	__type(key, u64);
 	__type(value, struct writers);
 } writers SEC(".maps");
+
+/* Who put data into a datagram that is not sent yet (MSG_MORE, UDP_CORK). Key: socket cookie. */
+struct beginner {
+	u32 tgid;
+	u32 mixed;  /* nonzero: others too */
+	u64 start;  /* start_boottime of the thread group leader, ns */
+	u64 exec_generation;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, UNFINISHED_DATAGRAMS);
+	__type(key, u64);
+	__type(value, struct beginner);
+} unfinished SEC(".maps");
 
 /* Key: pid_tgid of a thread in a watched call. Value: IN_FLIGHT_* and the slot that was counted. */
 struct {

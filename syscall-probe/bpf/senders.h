@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "datagrams.h"
 #include "maps.h"
 
 #define KEEP_ALL 0xffffffffu
@@ -22,7 +23,7 @@
 SEC("socket")
 int on_queued(struct __sk_buff *message)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *task = bpf_get_current_task_btf();
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct process_slot *slot = process_slot(tgid);
 	struct wide *all = wide_slot();
@@ -45,14 +46,16 @@ int on_queued(struct __sk_buff *message)
 	sender->packet = packet;
 	sender->queue = queue;
 	sender->tgid = tgid;
-	sender->flags = BPF_CORE_READ(task, ptrace) ? SENDER_TRACED : 0;
+	sender->flags = task->ptrace ? SENDER_TRACED : 0;
 	if (!(*(volatile u32 *)&slot->unreliable & UNRELIABLE_IMAGE) && !*(volatile s32 *)&slot->image_in_flight)
 		sender->flags |= SENDER_SETTLED;
-	sender->start = BPF_CORE_READ(task, group_leader, start_boottime);
+	sender->start = task->group_leader->start_boottime;
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
 	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;
-	if (BPF_CORE_READ(task, mm, mm_users.counter) > BPF_CORE_READ(task, signal, live.counter))
+	if (task->mm && task->mm->mm_users.counter > task->signal->live.counter)
 		sender->flags |= SENDER_SHARED;
+	if (task->mm && finishes_anothers(task, *(volatile u64 *)&slot->exec_generation))
+		sender->flags |= SENDER_FINISHED;
 	sender->wide_generation = *(volatile u64 *)&all->generation;
 	sender->raw_sockets = *(volatile u64 *)&all->raw_sockets;
 	return KEEP_ALL;

@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "datagrams.h"
 #include "maps.h"
 
 #define TCP_CLOSE 7
@@ -58,6 +59,7 @@ int on_sock_release(struct bpf_sock *ctx)
 		__sync_fetch_and_add(&all->raw_sockets, 1);
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
 		return ALLOW;
+	forget_unfinished(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
 	move_port(BPF_CORE_READ(sk, __sk_common.skc_num));
 	return ALLOW;
 }

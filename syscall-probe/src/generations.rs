@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 
 use crate::Hook;
 use crate::layout::{
-    Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_QUEUES,
-    SENDER_SETTLED, SENDER_SHARED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER,
+    Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_FINISHED,
+    SENDER_QUEUES, SENDER_SETTLED, SENDER_SHARED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER,
     UNRELIABLE_IMAGE, Wide,
 };
 use crate::sys::SharedArray;
@@ -173,6 +173,7 @@ impl Generations {
             wide: slot.wide_generation.load(Ordering::Acquire),
             raw_sockets: slot.raw_sockets.load(Ordering::Acquire),
             traced: flags & SENDER_TRACED != 0,
+            finished: flags & SENDER_FINISHED != 0,
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)

@@ -38,6 +38,8 @@ pub enum Hook {
     Holders,
     /// A packet is put into a queue.
     Senders,
+    /// A call that sends has ended.
+    Sent,
 }
 
 /// How a program is attached.
@@ -64,7 +66,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 16] = [
+    pub const ALL: [Hook; 17] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -81,6 +83,7 @@ impl Hook {
         Hook::Sockets,
         Hook::Holders,
         Hook::Senders,
+        Hook::Sent,
     ];
 
     /// The hook's stable name, as [`fmt::Display`] writes and [`FromStr`] reads it.
@@ -102,6 +105,7 @@ impl Hook {
             Hook::Sockets => "sockets",
             Hook::Holders => "holders",
             Hook::Senders => "senders",
+            Hook::Sent => "sent",
         }
     }
 
@@ -125,6 +129,7 @@ impl Hook {
             Hook::Sockets => &[(ALL_SOCKETS, Iterator("task_file")), (BYPASS_SOCKETS, Iterator("task_file"))],
             Hook::Holders => &[(FIND_SOCKET, OnDemand), (ITS_HOLDERS, Iterator("task"))],
             Hook::Senders => &[(QUEUED, QueueSocket)],
+            Hook::Sent => &[("on_sent", Tracepoint("sock_send_length"))],
         }
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Wide {
     pub(crate) changes: AtomicU64,
     pub(crate) lost_changes: AtomicU64,
     pub(crate) tracers: AtomicU64,
+    unfinished: AtomicU64,
+    lost_unfinished: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     padding: AtomicU32,
 }
@@ -89,7 +91,7 @@ pub(crate) const CONNECTION_FIELDS: usize = 12;
 const _: () = assert!(size_of::<ConnectionSlot>() == 112);
 const _: () = assert!(size_of::<ProcessSlot>() == 48);
 const _: () = assert!(size_of::<FileSlot>() == 8);
-const _: () = assert!(size_of::<Wide>() == 72);
+const _: () = assert!(size_of::<Wide>() == 88);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
@@ -168,11 +170,15 @@ pub struct Sender {
     pub wide: u64,
     /// Its thread was traced (ptrace).
     pub traced: bool,
+    /// It finished a datagram that somebody else, or the program which it was before, had begun (`MSG_MORE`, `UDP_CORK`), or may
+    /// have.
+    pub finished: bool,
 }
 
 pub(crate) const SENDER_SETTLED: u32 = 1;
 pub(crate) const SENDER_TRACED: u32 = 2;
 pub(crate) const SENDER_SHARED: u32 = 4;
+pub(crate) const SENDER_FINISHED: u32 = 8;
 
 /// The last TCP connection that a process began from a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

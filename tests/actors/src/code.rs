@@ -17,7 +17,7 @@ use std::process::Command;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::unistd::ForkResult;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
@@ -138,12 +138,23 @@ pub fn fork() -> Result<Option<u32>> {
 /// # Errors
 /// Not a raw socket.
 pub fn header_included(socket: impl AsFd) -> Result<()> {
-    let (yes, length): (c_int, _) = (1, size_of::<c_int>() as libc::socklen_t);
-    let socket = socket.as_fd().as_raw_fd();
+    set(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1).context("IP_HDRINCL")
+}
+
+/// What a UDP socket is given goes into one datagram until this is taken back, which sends it (UDP_CORK).
+///
+/// # Errors
+/// Not a UDP socket.
+pub fn cork(socket: impl AsFd, yes: bool) -> Result<()> {
+    const UDP_CORK: c_int = 1;
+    set(socket, libc::IPPROTO_UDP, UDP_CORK, yes.into()).context("UDP_CORK")
+}
+
+fn set(socket: impl AsFd, level: c_int, option: c_int, value: c_int) -> Result<()> {
+    let (socket, length) = (socket.as_fd().as_raw_fd(), size_of::<c_int>() as libc::socklen_t);
     // SAFETY: the kernel reads one int.
-    let done = unsafe { libc::setsockopt(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, (&raw const yes).cast(), length) };
-    ensure!(done == 0, "IP_HDRINCL: {}", io::Error::last_os_error());
-    Ok(())
+    let done = unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
 }
 
 /// Bytes that a socket has sent and the kernel still holds; for a datagram socket those of packets under way.

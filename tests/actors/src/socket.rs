@@ -162,9 +162,21 @@ impl Socket {
     /// # Errors
     /// The kernel refused.
     pub fn send(&self) -> Result<()> {
+        self.send_with(SendFlags::empty())
+    }
+
+    /// Begins a datagram with the payload; the next to send sends it too (MSG_MORE).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn begin(&self) -> Result<()> {
+        self.send_with(SendFlags::MORE)
+    }
+
+    fn send_with(&self, flags: SendFlags) -> Result<()> {
         match self.to {
-            Some(to) => sendto(&self.fd, &self.payload, SendFlags::NOSIGNAL, &to),
-            None => send(&self.fd, &self.payload, SendFlags::NOSIGNAL),
+            Some(to) => sendto(&self.fd, &self.payload, flags | SendFlags::NOSIGNAL, &to),
+            None => send(&self.fd, &self.payload, flags | SendFlags::NOSIGNAL),
         }
         .map(drop)
         .context("send")

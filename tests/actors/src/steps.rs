@@ -3,6 +3,8 @@
 //! | step | does | answer |
 //! | --- | --- | --- |
 //! | `send [N]` | sends N (1) times | `ok` |
+//! | `begin` | begins a datagram, which the next `send` sends (MSG_MORE) | `ok` |
+//! | `cork` / `uncork` | has all that is sent meanwhile become one datagram (UDP_CORK) | `ok` |
 //! | `recv` | receives once | `ok LENGTH [SENDER]` |
 //! | `put N` | writes N bytes to a connection | `ok` when the kernel has taken them all |
 //! | `drain` | receives until the other end closes | `ok BYTES` |
@@ -132,6 +134,8 @@ impl Stage {
                 let times: u32 = if rest.is_empty() { 1 } else { rest.parse().context("N")? };
                 (0..times).try_for_each(|_| self.socket()?.send())?;
             }
+            "begin" => self.socket()?.begin()?,
+            "cork" | "uncork" => code::cork(self.socket()?.fd(), word == "cork")?,
             "recv" => return self.recv(),
             "put" => self.socket()?.put(rest.parse().context("N")?)?,
             "drain" => return Ok(self.socket()?.drain()?.to_string()),

@@ -99,6 +99,49 @@ fn sent_by_one_who_was_an_allowed_program() -> Result<()> {
     })
 }
 
+/// Steps of the one who begins a datagram, and of the one who sends it.
+const TOGETHER: [(&[&str], &str); 3] =
+    [(&["begin"], "send"), (&["cork", "send"], "uncork"), (&["cork", "begin"], "uncork")];
+
+/// The denied program puts its words into a datagram that the allowed one sends: what it becomes itself.
+#[test]
+fn a_datagram_begun_by_one_who_became_an_allowed_program() -> Result<()> {
+    let mut trial = Trial::new("half a word")?;
+    trial.never(TO_SINK, |pair, times| {
+        for (begin, end) in TOGETHER.iter().cycle().take(times as usize) {
+            let mut actor = pair.start(&pair.evil, &["udp", &pair.to4(SINK)])?;
+            begin.iter().try_for_each(|step| actor.step(step).map(drop))?;
+            actor.step(&format!("exec {}", text(&pair.good)?))?;
+            actor.step(end)?;
+        }
+        Ok(())
+    })?;
+    // Who does all of it itself may.
+    trial.always(TO_SINK, |pair, times| {
+        let mut good = pair.start(&pair.good, &["udp", &pair.to4(SINK)])?;
+        for (begin, end) in TOGETHER.iter().cycle().take(times as usize) {
+            begin.iter().chain([end]).try_for_each(|step| good.step(step).map(drop))?;
+        }
+        Ok(())
+    })
+}
+
+/// The same in the socket of the allowed program, which got it back in between.
+#[test]
+fn a_datagram_begun_by_one_who_was_lent_the_socket() -> Result<()> {
+    let mut trial = Trial::new("words in the mouth")?;
+    trial.never(TO_SINK, |pair, times| {
+        let mut good = lender(pair)?;
+        for (begin, end) in TOGETHER.iter().cycle().take(times as usize) {
+            good.step(&format!("share {}", text(&pair.evil)?))?;
+            begin.iter().try_for_each(|step| good.step(&format!("child {step}")).map(drop))?;
+            good.step("release")?;
+            good.step(end)?;
+        }
+        good.step("judged").map(drop)
+    })
+}
+
 /// What the denied program wrote into a connection whose window was closed leaves later, when the other end reads: nobody is
 /// at work then but the kernel, and the allowed program alone holds the connection.
 #[test]
