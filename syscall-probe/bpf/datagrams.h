@@ -7,8 +7,12 @@
 
 #include "calls.h"
 #include "maps.h"
+#include "writers.h"
 
 #define SOCK_STREAM 1
+
+/* Inode number of the daemon's network namespace: there the senders of packets are known (senders.h). */
+const volatile u32 own_netns;
 
 /* What was begun is sent, or goes with the socket. */
 static __always_inline void forget_unfinished(u64 cookie)
@@ -24,7 +28,8 @@ static __always_inline bool is_udp(u16 protocol)
 	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
 }
 
-/* After each call that sends: who has put data into a datagram that is not sent yet. */
+/* After each call that sends, and while the caller still holds the socket: that it did, where nothing else tells; and who has put
+   data into a datagram that is not sent yet. */
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_sent, struct sock *sk)
 {
@@ -39,6 +44,8 @@ int BPF_PROG(on_sent, struct sock *sk)
 	if ((family != AF_INET && family != AF_INET6) || protocol == IPPROTO_TCP ||
 	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) == SOCK_STREAM)
 		return 0;
+	if (BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
+		note_writer(sk);
 	is_begun = is_udp(protocol) ? BPF_CORE_READ((struct udp_sock *)sk, pending) : BPF_CORE_READ(sk, sk_write_queue.qlen);
 	if (!is_begun) {
 		forget_unfinished(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));

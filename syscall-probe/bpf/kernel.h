@@ -212,6 +212,12 @@ struct inet_sock {
 	u16 inet_sport;
 };
 
+struct tcp_fastopen_request;
+
+struct tcp_sock {
+	struct tcp_fastopen_request *fastopen_req; /* data that go with the SYN */
+};
+
 struct udp_sock {
 	int pending; /* 0, or the family of a datagram that is begun and not sent */
 };

@@ -18,7 +18,7 @@
 #define PORTS 65536
 #define FILE_SLOTS 131072
 #define SOCKETS 131072
-#define WRITTEN_SOCKETS 65536
+#define WRITTEN_SOCKETS 262144
 #define UNFINISHED_DATAGRAMS 16384
 #define IN_FLIGHT_THREADS 65536
 #define EVENT_BYTES (1 << 20)
@@ -69,9 +69,8 @@ struct created_socket {
 	u64 creator_start; /* start_boottime of the thread group leader, ns */
 	u64 process_generation;
 	u64 wide_generation;
-	u64 wrote; /* exec_generation of its maker plus one, when that first wrote into it (TCP only); 0: never */
 };
-_Static_assert(sizeof(struct created_socket) == 40, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct created_socket) == 32, "mirrored in src/layout.rs");
 #define CREATED_RAW 1u
 #define CREATED_SHARED_TABLE 2u
 
@@ -87,22 +86,25 @@ struct connection {
 	u32 remote_port; /* host order */
 	u32 version;	 /* of IP: 4 or 6 */
 	u64 writer;	 /* 1 while somebody writes */
+	u64 ambiguous;	 /* not of the connection: 1 if a TCP socket with this port was ever bound to a device, so that two may have
+			    the same ends */
 };
 _Static_assert(sizeof(struct connection) == 112, "mirrored in src/layout.rs");
 
-/* Processes that wrote into a TCP socket which they had not made, or whose maker is not known. Key: the socket's cookie. */
-#define WRITERS 3
+/* Processes that wrote into a TCP socket, or in other network namespaces than the daemon's sent through any. Key: the socket's
+   cookie. */
+#define WRITERS 8
 struct writers {
 	u32 count; /* more than WRITERS: the others are not known */
 	u32 padding;
 	struct writer {
-		u32 tgid;
+		u32 tgid; /* 0: being written */
 		u32 padding;
 		u64 start; /* start_boottime of the thread group leader, ns */
-		u64 wrote; /* its exec_generation plus one when it first wrote */
+		u64 wrote; /* its exec_generation when it first wrote */
 	} writers[WRITERS];
 };
-_Static_assert(sizeof(struct writers) == 80, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct writers) == 200, "mirrored in src/layout.rs");
 
 /* Who was running when a packet was queued. Index: number of the queue modulo SENDER_QUEUES, times SENDER_SLOTS, plus the
    packet's id modulo SENDER_SLOTS, which is more than a queue may hold. */

@@ -9,10 +9,15 @@
 
 #include "datagrams.h"
 #include "maps.h"
+#include "writers.h"
 
+#define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 #define SOCK_RAW 3
+#define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
+#define SO_BINDTOIFINDEX 62
 #define ALLOW 1
 
 SEC("cgroup/sock_create")
@@ -53,13 +58,17 @@ int on_sock_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
 	struct wide *all;
+	u64 cookie;
 
 	/* What it has sent and nobody has looked at is nobody's to be seen any more. */
 	if (ctx->type == SOCK_RAW && (all = wide_slot()))
 		__sync_fetch_and_add(&all->raw_sockets, 1);
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
 		return ALLOW;
-	forget_unfinished(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter));
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	forget_unfinished(cookie);
+	/* A packet of a socket that is not there is nobody's to be believed. */
+	bpf_map_delete_elem(&writers, &cookie);
 	move_port(BPF_CORE_READ(sk, __sk_common.skc_num));
 	return ALLOW;
 }
@@ -85,8 +94,13 @@ static __always_inline void note_connection(struct bpf_sock_ops *ctx, u32 port, 
 	struct connection *connection = bpf_map_lookup_elem(&connections, &port);
 	u64 cookie = bpf_get_socket_cookie(ctx);
 	struct created_socket *maker;
+	struct bpf_sock *sk = ctx->sk;
 
-	if (!connection || __sync_val_compare_and_swap(&connection->writer, 0, 1) != 0)
+	if (!connection)
+		return;
+	if (sk && sk->bound_dev_if)
+		connection->ambiguous = 1;
+	if (__sync_val_compare_and_swap(&connection->writer, 0, 1) != 0)
 		return;
 	__sync_lock_test_and_set(&connection->port_generation, 0);
 	connection->netns_cookie = bpf_get_netns_cookie(ctx);
@@ -118,6 +132,23 @@ static __always_inline void note_connection(struct bpf_sock_ops *ctx, u32 port, 
 	__sync_lock_test_and_set(&connection->writer, 0);
 }
 
+/* A connection that is bound to a device, before or after it was begun, does not keep others from having the same ends. */
+SEC("cgroup/setsockopt")
+int on_set_option(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct connection *connection;
+	u32 port;
+
+	if (!sk || ctx->level != SOL_SOCKET || (ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX))
+		return ALLOW;
+	port = sk->src_port;
+	connection = bpf_map_lookup_elem(&connections, &port);
+	if (connection)
+		connection->ambiguous = 1;
+	return ALLOW;
+}
+
 /* TCP has taken a port for connect() and is about to send the SYN; no bind hook runs for a port the kernel chose.
    A socket that comes out of a handshake gets its cookie here, by which note_accepted() knows it. */
 SEC("sockops")
@@ -137,6 +168,9 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int oldstate, int newstate)
 	struct inet_sock *inet = (struct inet_sock *)sk;
 	u64 cookie;
 
+	/* Data that go with the SYN (fast open) do not pass on_tcp_write. */
+	if (newstate == TCP_SYN_SENT && BPF_CORE_READ((struct tcp_sock *)sk, fastopen_req))
+		note_writer(sk);
 	if (newstate == TCP_CLOSE || newstate == TCP_LISTEN)
 		move_port(bpf_ntohs(BPF_CORE_READ(inet, inet_sport)));
 	/* Nothing leaves it any more. */
@@ -145,58 +179,11 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-static __always_inline void note_writer(u64 cookie, u32 tgid, u64 start, u64 wrote)
-{
-	struct writers *known = bpf_map_lookup_elem(&writers, &cookie);
-	struct writers first = {};
-	struct wide *all;
-
-	if (!known) {
-		first.count = 1;
-		first.writers[0].tgid = tgid;
-		first.writers[0].start = start;
-		first.writers[0].wrote = wrote;
-		if (bpf_map_update_elem(&writers, &cookie, &first, BPF_ANY) && (all = wide_slot()))
-			__sync_fetch_and_add(&all->lost_writers, 1);
-		return;
-	}
-	for (u32 i = 0; i < WRITERS && i < known->count; i++)
-		if (known->writers[i].tgid == tgid && known->writers[i].start == start)
-			return;
-	if (known->count < WRITERS) {
-		u32 at = known->count & 3;
-
-		if (at < WRITERS) {
-			known->writers[at].tgid = tgid;
-			known->writers[at].start = start;
-			known->writers[at].wrote = wrote;
-		}
-	}
-	if (known->count <= WRITERS)
-		__sync_fetch_and_add(&known->count, 1);
-}
-
 /* Before data is queued in a TCP socket, which may send them long after: when the peer opens its window, or to repeat
-   them. Who wrote may hold the socket no more by then, or be another program. The socket is locked: one writer at a
-   time. */
+   them. Who wrote may hold the socket no more by then, or be another program. */
 SEC("tp_btf/tcp_sendmsg_locked")
 int BPF_PROG(on_tcp_write, struct sock *sk)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	u64 cookie = bpf_get_socket_cookie(sk), start, wrote;
-	u32 tgid = task->tgid;
-	struct process_slot *slot = process_slot(tgid);
-	struct created_socket *made;
-
-	/* The kernel's own connections have no cookie or no process. */
-	if (!cookie || !slot || !task->mm)
-		return 0;
-	start = task->group_leader->start_boottime;
-	wrote = *(volatile u64 *)&slot->exec_generation + 1;
-	made = bpf_map_lookup_elem(&sockets, &cookie);
-	if (!made || made->creator != tgid || made->creator_start != start)
-		note_writer(cookie, tgid, start, wrote);
-	else if (!made->wrote)
-		made->wrote = wrote;
+	note_writer(sk);
 	return 0;
 }

@@ -179,6 +179,12 @@ impl Generations {
         is_it().then_some(sender)
     }
 
+    /// Whether two TCP sockets with this local port may have the same ends: one was bound to a device (`SO_BINDTODEVICE`)
+    /// since the probe was loaded, or that was not watched.
+    pub fn is_ambiguous(&self, port: u16) -> bool {
+        !self.exact().ports || self.shared.connections[usize::from(port)].ambiguous.load(Ordering::Acquire) != 0
+    }
+
     /// The TCP connection that was begun from a local port, if nothing has happened to the port since: no socket in any
     /// namespace has taken it or given it up. `None` also while the kernel writes it.
     pub fn connection(&self, port: u16) -> Option<Connection> {
@@ -233,7 +239,7 @@ impl Generations {
         self.wide_slot().lost_events.load(Ordering::Acquire)
     }
 
-    /// Writers into TCP sockets that could not be noted: [`crate::SocketTable::writers`] may not know all.
+    /// Writers into sockets that could not be noted: [`crate::SocketTable::writers`] may not know all.
     pub fn lost_writers(&self) -> u64 {
         self.wide_slot().lost_writers.load(Ordering::Acquire)
     }

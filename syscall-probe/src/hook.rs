@@ -20,7 +20,7 @@ pub enum Hook {
     Exit,
     /// A TCP socket is closed or begins to listen.
     TcpState,
-    /// A TCP socket has got a port and is about to connect.
+    /// A TCP socket has got a port and is about to connect, or is bound to a device.
     TcpConnect,
     /// Data are written into a TCP socket.
     TcpWrite,
@@ -49,6 +49,8 @@ pub(crate) enum Place {
     Tracepoint(&'static str),
     /// A socket hook at the root of the cgroup2 hierarchy; which one is in the program's section name.
     CgroupSocket,
+    /// The hook on setsockopt(2), at the root of the cgroup2 hierarchy.
+    CgroupOption,
     /// The TCP callbacks, at the root of the cgroup2 hierarchy.
     TcpCallbacks,
     /// An iterator, by name; nothing stays attached between two runs.
@@ -111,7 +113,7 @@ impl Hook {
 
     /// The programs of this hook, as the object file names them, and where each has its place.
     pub(crate) const fn programs(self) -> &'static [(&'static str, Place)] {
-        use Place::{CgroupSocket, Iterator, OnDemand, QueueSocket, TcpCallbacks, Tracepoint};
+        use Place::{CgroupOption, CgroupSocket, Iterator, OnDemand, QueueSocket, TcpCallbacks, Tracepoint};
         match self {
             Hook::SysEnter => &[("on_sys_enter", Tracepoint("sys_enter"))],
             Hook::SysExit => &[("on_sys_exit", Tracepoint("sys_exit"))],
@@ -120,7 +122,7 @@ impl Hook {
             Hook::Fork => &[("on_fork", Tracepoint("sched_process_fork"))],
             Hook::Exit => &[("on_exit", Tracepoint("sched_process_exit"))],
             Hook::TcpState => &[("on_tcp_state", Tracepoint("inet_sock_set_state"))],
-            Hook::TcpConnect => &[("on_socket_op", TcpCallbacks)],
+            Hook::TcpConnect => &[("on_socket_op", TcpCallbacks), ("on_set_option", CgroupOption)],
             Hook::TcpWrite => &[("on_tcp_write", Tracepoint("tcp_sendmsg_locked"))],
             Hook::SockCreate => &[("on_sock_create", CgroupSocket)],
             Hook::SockRelease => &[("on_sock_release", CgroupSocket)],

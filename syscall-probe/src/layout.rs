@@ -83,10 +83,11 @@ pub(crate) struct ConnectionSlot {
     /// From `netns_cookie` to `version`.
     pub(crate) fields: [AtomicU64; CONNECTION_FIELDS],
     writer: AtomicU64,
+    pub(crate) ambiguous: AtomicU64,
 }
 
 /// Words of the fields of a `struct connection`.
-pub(crate) const CONNECTION_FIELDS: usize = 12;
+pub(crate) const CONNECTION_FIELDS: usize = 11;
 
 const _: () = assert!(size_of::<ConnectionSlot>() == 112);
 const _: () = assert!(size_of::<ProcessSlot>() == 48);
@@ -95,11 +96,11 @@ const _: () = assert!(size_of::<Wide>() == 88);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
-pub(crate) const CREATED_SOCKET: usize = 40;
+pub(crate) const CREATED_SOCKET: usize = 32;
 /// Length of `struct writers`.
-pub(crate) const WRITERS: usize = 80;
+pub(crate) const WRITERS: usize = 200;
 /// How many of them it has room for.
-const WRITERS_ROOM: usize = 3;
+const WRITERS_ROOM: usize = 8;
 /// Length of `struct event`.
 pub(crate) const EVENT: usize = 24;
 /// Length of `struct change`.
@@ -127,11 +128,9 @@ pub struct Creator {
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
-    /// [`crate::Generations::exec`] of the maker when it first wrote into the socket, if it did (TCP only).
-    pub wrote: Option<u64>,
 }
 
-/// A process that wrote into a TCP socket which it had not made.
+/// A process that wrote into a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Writer {
     /// Process id in the initial pid namespace.
@@ -142,7 +141,7 @@ pub struct Writer {
     pub wrote: u64,
 }
 
-/// The processes that wrote into a TCP socket without having made it.
+/// The processes that wrote into a socket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writers {
     /// Those that are known.
@@ -455,7 +454,6 @@ impl Creator {
             shared_table: flags & CREATED_SHARED_TABLE != 0,
             process_generation: u64_at(record, 16),
             wide_generation: u64_at(record, 24),
-            wrote: u64_at(record, 32).checked_sub(1),
         }
     }
 }
@@ -464,8 +462,7 @@ impl Creator {
     pub(crate) fn encode(&self) -> [u8; CREATED_SOCKET] {
         let flag = |set, flag| if set { flag } else { 0 };
         let flags = flag(self.raw, CREATED_RAW) | flag(self.shared_table, CREATED_SHARED_TABLE);
-        let wrote = self.wrote.map_or(0, |wrote| wrote + 1);
-        let words = [self.start, self.process_generation, self.wide_generation, wrote];
+        let words = [self.start, self.process_generation, self.wide_generation];
         let mut record = [0; CREATED_SOCKET];
         record[..4].copy_from_slice(&self.tgid.to_ne_bytes());
         record[4..8].copy_from_slice(&flags.to_ne_bytes());
@@ -481,13 +478,25 @@ impl Writers {
         let count = u32_at(record, 0) as usize;
         let writer = |index: usize| {
             let at = 8 + index * 24;
-            Writer {
-                tgid: u32_at(record, at),
-                start: u64_at(record, at + 8),
-                wrote: u64_at(record, at + 16).wrapping_sub(1),
-            }
+            Writer { tgid: u32_at(record, at), start: u64_at(record, at + 8), wrote: u64_at(record, at + 16) }
         };
-        Writers { known: (0..count.min(WRITERS_ROOM)).map(writer).collect(), more: count > WRITERS_ROOM }
+        let mut known: Vec<Writer> = (0..count.min(WRITERS_ROOM)).map(writer).collect();
+        // One that is being noted right now.
+        known.retain(|writer| writer.tgid != 0);
+        Writers { more: count > known.len(), known }
+    }
+}
+
+impl Writers {
+    pub(crate) fn encode(&self) -> [u8; WRITERS] {
+        let mut record = [0; WRITERS];
+        record[..4].copy_from_slice(&(self.known.len() as u32).to_ne_bytes());
+        for (bytes, writer) in record[8..].chunks_exact_mut(24).zip(&self.known) {
+            bytes[..4].copy_from_slice(&writer.tgid.to_ne_bytes());
+            bytes[8..16].copy_from_slice(&writer.start.to_ne_bytes());
+            bytes[16..].copy_from_slice(&writer.wrote.to_ne_bytes());
+        }
+        record
     }
 }
 
@@ -499,7 +508,7 @@ impl Connection {
             bytes.copy_from_slice(&field.to_ne_bytes());
         }
         let maker = Creator::decode(&bytes(&record, 16));
-        let family = match u32_at(&record, 92) {
+        let family = match u32_at(&record, 84) {
             4 => libc::AF_INET,
             6 => libc::AF_INET6,
             _ => return None,
@@ -509,9 +518,9 @@ impl Connection {
             netns_cookie: u64_at(&record, 0),
             cookie: u64_at(&record, 8),
             maker: (maker.tgid != 0).then_some(maker),
-            local: address(family, bytes(&record, 56)).ok()?,
-            remote: address(family, bytes(&record, 72)).ok()?,
-            remote_port: u32_at(&record, 88) as u16,
+            local: address(family, bytes(&record, 48)).ok()?,
+            remote: address(family, bytes(&record, 64)).ok()?,
+            remote_port: u32_at(&record, 80) as u16,
         })
     }
 }
@@ -789,10 +798,10 @@ mod tests {
         let mut record = [0; CONNECTION_FIELDS * 8];
         put(&mut record, 0, &1_u64.to_ne_bytes());
         put(&mut record, 8, &2_u64.to_ne_bytes());
-        put(&mut record, 56, &[192, 0, 2, 1]);
-        put(&mut record, 72, &[192, 0, 2, 2, 0xff]);
-        put(&mut record, 88, &443_u32.to_ne_bytes());
-        put(&mut record, 92, &4_u32.to_ne_bytes());
+        put(&mut record, 48, &[192, 0, 2, 1]);
+        put(&mut record, 64, &[192, 0, 2, 2, 0xff]);
+        put(&mut record, 80, &443_u32.to_ne_bytes());
+        put(&mut record, 84, &4_u32.to_ne_bytes());
         let words = |record: &[u8]| -> [u64; CONNECTION_FIELDS] {
             let mut words =
                 record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
@@ -809,11 +818,11 @@ mod tests {
         };
         assert_eq!(Connection::decode(7, &words(&record)), Some(expected));
         put(&mut record, 16, &4711_u32.to_ne_bytes());
-        put(&mut record, 92, &6_u32.to_ne_bytes());
+        put(&mut record, 84, &6_u32.to_ne_bytes());
         let found = Connection::decode(7, &words(&record)).expect("a good record");
         assert_eq!(found.maker.map(|maker| maker.tgid), Some(4711));
         assert_eq!(found.local, IpAddr::from([0xc000, 0x0201, 0, 0, 0, 0, 0, 0]));
-        put(&mut record, 92, &5_u32.to_ne_bytes());
+        put(&mut record, 84, &5_u32.to_ne_bytes());
         assert_eq!(Connection::decode(7, &words(&record)), None);
     }
 
@@ -826,18 +835,8 @@ mod tests {
         put(&mut record, 16, &2_u64.to_ne_bytes());
         put(&mut record, 24, &3_u64.to_ne_bytes());
         let (process_generation, wide_generation) = (2, 3);
-        let mut expected = Creator {
-            tgid: 4711,
-            start: 1,
-            raw: true,
-            shared_table: true,
-            process_generation,
-            wide_generation,
-            wrote: None,
-        };
-        assert_eq!(Creator::decode(&record), expected);
-        put(&mut record, 32, &1_u64.to_ne_bytes());
-        expected.wrote = Some(0);
+        let expected =
+            Creator { tgid: 4711, start: 1, raw: true, shared_table: true, process_generation, wide_generation };
         assert_eq!(Creator::decode(&record), expected);
         assert_eq!(expected.encode(), record);
     }
@@ -847,14 +846,16 @@ mod tests {
         let mut record = [0; WRITERS];
         assert_eq!(Writers::decode(&record), Writers::default());
         put(&mut record, 0, &2_u32.to_ne_bytes());
+        put(&mut record, 8, &4712_u32.to_ne_bytes());
         put(&mut record, 32, &4711_u32.to_ne_bytes());
         put(&mut record, 40, &1_u64.to_ne_bytes());
         put(&mut record, 48, &3_u64.to_ne_bytes());
         let found = Writers::decode(&record);
         assert_eq!((found.known.len(), found.more), (2, false));
-        assert_eq!(found.known[1], Writer { tgid: 4711, start: 1, wrote: 2 });
-        put(&mut record, 0, &u32::MAX.to_ne_bytes());
+        assert_eq!(found.known[1], Writer { tgid: 4711, start: 1, wrote: 3 });
+        assert_eq!(found.encode(), record);
+        put(&mut record, 0, &3_u32.to_ne_bytes());
         let found = Writers::decode(&record);
-        assert_eq!((found.known.len(), found.more), (3, true));
+        assert_eq!((found.known.len(), found.more), (2, true));
     }
 }

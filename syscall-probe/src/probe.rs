@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +18,8 @@ use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, OfOneSocket, read_some};
 use crate::hook::{ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, Place, QUEUED, RUNNING_TASKS};
-use crate::layout::{CREATED_SOCKET, Creator, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
-use crate::sockets::{SocketTable, sole_holders};
+use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
+use crate::sockets::{OlderSocket, SocketTable, older_sockets};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
 use crate::{Hook, LoadError, cgroup};
 
@@ -64,6 +65,8 @@ impl Probe {
         let types = Btf::from_sys_fs().map_err(|error| LoadError::NoTypes(Box::new(error)))?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&types));
+        let own_netns = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino() as u32);
+        loader.override_global("own_netns", &own_netns, true);
         let mut programs = match &options.object {
             Some(path) => {
                 let object = fs::read(path).map_err(|source| LoadError::ReadObject { path: path.clone(), source })?;
@@ -91,7 +94,7 @@ impl Probe {
             Shared { processes, ports, connections, senders, files, wide, exact, detached: AtomicBool::new(false) };
         let shared = Arc::new(shared);
         let generations = Generations::new(Arc::clone(&shared));
-        let older = holders.as_ref().filter(|_| exact.processes).map(|holders| sole_holders(&generations, holders));
+        let older = holders.as_ref().filter(|_| exact.processes).map(|holders| older_sockets(&generations, holders));
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
@@ -192,7 +195,7 @@ fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     programs.take_map(name).ok_or(LoadError::MapLayout { name, found: "it does not exist".to_owned() })
 }
 
-fn socket_table(programs: &mut Ebpf, older: &[(u64, Creator)]) -> Result<SocketTable, LoadError> {
+fn socket_table(programs: &mut Ebpf, older: &[OlderSocket]) -> Result<SocketTable, LoadError> {
     let (sockets, writers) = (take_map(programs, "sockets")?, take_map(programs, "writers")?);
     SocketTable::new(sockets, writers, older)
         .map_err(|error| LoadError::MapLayout { name: "sockets", found: error.to_string() })
@@ -238,6 +241,7 @@ fn attach(programs: &mut Ebpf, types: &Btf, cgroup: &Result<File, String>, hook:
         match *place {
             Place::Tracepoint(tracepoint) => attach_tracepoint(program, tracepoint, types).map_err(|e| describe(&e))?,
             Place::CgroupSocket => attach_cgroup_socket(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
+            Place::CgroupOption => attach_cgroup_option(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::TcpCallbacks => attach_tcp_callbacks(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::Iterator(target) => load_iterator(program, target, types).map_err(|e| describe(&e))?,
             Place::QueueSocket | Place::OnDemand => load_only(program).map_err(|e| describe(&e))?,
@@ -256,6 +260,13 @@ fn attach_tracepoint(program: &mut Program, tracepoint: &str, types: &Btf) -> Re
 // A cgroup link always goes beside others: `Single` here means no flag, and the kernel refuses any flag on a link.
 fn attach_cgroup_socket(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
     let Program::CgroupSock(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
+    program.load()?;
+    program.attach(cgroup, CgroupAttachMode::Single)?;
+    Ok(())
+}
+
+fn attach_cgroup_option(program: &mut Program, cgroup: &File) -> Result<(), ProgramError> {
+    let Program::CgroupSockopt(program) = program else { return Err(ProgramError::UnexpectedProgramType) };
     program.load()?;
     program.attach(cgroup, CgroupAttachMode::Single)?;
     Ok(())

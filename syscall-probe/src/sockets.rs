@@ -5,7 +5,7 @@ use std::{collections, fmt, io};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 
-use crate::layout::{CREATED_SOCKET, Creator, WRITERS, Writers};
+use crate::layout::{CREATED_SOCKET, Creator, SocketRecord, WRITERS, Writer, Writers};
 use crate::{Generation, Generations, Holders};
 
 type CreatedSockets = HashMap<MapData, u64, [u8; CREATED_SOCKET]>;
@@ -33,13 +33,14 @@ pub struct LookupError(#[source] Box<MapError>);
 
 impl SocketTable {
     /// `older`: sockets that were there before the kernel began to take note.
-    pub(crate) fn new(sockets: Map, writers: Map, older: &[(u64, Creator)]) -> Result<SocketTable, MapError> {
+    pub(crate) fn new(sockets: Map, writers: Map, older: &[OlderSocket]) -> Result<SocketTable, MapError> {
         /// What the kernel has noted meanwhile stands.
         const BPF_NOEXIST: u64 = 1;
         let mut maps = Maps { sockets: HashMap::try_from(sockets)?, writers: HashMap::try_from(writers)? };
-        for (cookie, holder) in older {
+        for OlderSocket { cookie, maker, writers } in older {
             // One that does not fit, or is there already, is looked for when it is needed.
-            let _ = maps.sockets.insert(cookie, holder.encode(), BPF_NOEXIST);
+            let _ = maker.map(|maker| maps.sockets.insert(cookie, maker.encode(), BPF_NOEXIST));
+            let _ = writers.as_ref().map(|writers| maps.writers.insert(cookie, writers.encode(), BPF_NOEXIST));
         }
         Ok(SocketTable { maps: Arc::new(maps) })
     }
@@ -58,8 +59,9 @@ impl SocketTable {
         }
     }
 
-    /// The processes that wrote into the TCP socket with this cookie since the probe was loaded, besides its maker. What
-    /// they wrote may leave long after they let go of the socket. One system call.
+    /// The processes that wrote into the TCP socket with this cookie since the probe was loaded, or that sent through any socket
+    /// of another network namespace than the one in which it was loaded. What they wrote may leave long after they let
+    /// go of the socket. One system call.
     ///
     /// # Errors
     ///
@@ -73,12 +75,21 @@ impl SocketTable {
     }
 }
 
-/// Sockets that certainly have one holder, as if that had just made them.
+/// A socket that was there before the probe.
+pub(crate) struct OlderSocket {
+    cookie: u64,
+    /// Its one holder, if it certainly has one, as if that had just made it.
+    maker: Option<Creator>,
+    /// All its holders, if they may have written what is not sent yet: nobody has seen whether they did.
+    writers: Option<Writers>,
+}
+
+/// The sockets there are. To be called when the kernel has begun to take note of new ones.
 ///
 /// # Errors
 ///
 /// When the kernel does not list sockets.
-pub(crate) fn sole_holders(generations: &Generations, holders: &Holders) -> io::Result<Vec<(u64, Creator)>> {
+pub(crate) fn older_sockets(generations: &Generations, holders: &Holders) -> io::Result<Vec<OlderSocket>> {
     let mut records = Vec::new();
     holders.all(&mut records)?;
     let wide_generation = generations.wide();
@@ -87,25 +98,32 @@ pub(crate) fn sole_holders(generations: &Generations, holders: &Holders) -> io::
     // Whoever passes a socket on after this moves; whoever got one before is seen by the second list.
     records.clear();
     holders.all(&mut records)?;
-    records.sort_unstable_by_key(|record| record.cookie);
-    let sole = records.chunk_by(|a, b| a.cookie == b.cookie).filter_map(|descriptors| {
+    records.sort_unstable_by_key(|record| (record.cookie, record.tgid));
+    let older = records.chunk_by(|a, b| a.cookie == b.cookie).filter_map(|descriptors| {
         let first = descriptors.first()?;
-        let generation = before.get(&first.tgid).filter(|generation| generation.settled)?;
-        let alone = descriptors.iter().all(|other| (other.tgid, other.start) == (first.tgid, first.start))
-            && first.file_refs == descriptors.len() as u64;
-        let maker = Creator {
-            tgid: first.tgid,
-            start: first.start,
-            raw: i32::from(first.kind) == libc::SOCK_RAW,
-            shared_table: first.shared_table,
-            process_generation: generation.value,
-            wide_generation,
-            // It may have: nobody has seen.
-            wrote: Some(generations.exec(first.tgid)),
+        let maker = || {
+            let generation = before.get(&first.tgid).filter(|generation| generation.settled)?;
+            let alone = descriptors.iter().all(|other| (other.tgid, other.start) == (first.tgid, first.start))
+                && first.file_refs == descriptors.len() as u64;
+            alone.then_some(Creator {
+                tgid: first.tgid,
+                start: first.start,
+                raw: i32::from(first.kind) == libc::SOCK_RAW,
+                shared_table: first.shared_table,
+                process_generation: generation.value,
+                wide_generation,
+            })
         };
-        alone.then_some((first.cookie, maker))
+        let writers = || {
+            let of_process = descriptors.chunk_by(|a, b| a.tgid == b.tgid).filter_map(<[SocketRecord]>::first);
+            let writer =
+                |one: &SocketRecord| Writer { tgid: one.tgid, start: one.start, wrote: generations.exec(one.tgid) };
+            Writers { known: of_process.map(writer).collect(), more: false }
+        };
+        let is_tcp = i32::from(first.protocol) == libc::IPPROTO_TCP;
+        Some(OlderSocket { cookie: first.cookie, maker: maker(), writers: is_tcp.then(writers) })
     });
-    Ok(sole.collect())
+    Ok(older.collect())
 }
 
 impl fmt::Debug for SocketTable {

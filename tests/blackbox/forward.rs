@@ -408,6 +408,41 @@ fn datagrams_forged_in_a_container() -> Result<()> {
     Ok(())
 }
 
+/// The allowed program in the container starts a denied one with its socket, which sends once and is gone before that is looked
+/// at.
+#[test]
+fn a_socket_inherited_in_a_container() -> Result<()> {
+    const TIMES: u64 = 200;
+    let host = Host::new("inherited")?;
+    let container = host.container()?;
+    host.iptables(&format!("FORWARD -i {BRIDGE} -j NFQUEUE --queue-num 0"))?;
+    let _daemon = host.daemon()?;
+    let (good, evil) = (host.world.actor_copy("good")?, host.world.actor_copy("evil")?);
+    let _sink = host.world.udp_sink(9)?;
+    let to = format!("{}:9", host.world.peer4());
+    let mut allowed = Actor::start(&container, &good, &["udp", &to])?;
+    let mut flooder = Actor::start(&container, &evil, &["udp", &format!("{}:8", host.world.peer4())])?;
+    let arrived = host.world.count("udp dport 9")?;
+    let mut bequeath = |times: u64| -> Result<()> {
+        flooder.tell("flood 20000")?;
+        for _ in 0..times / 25 {
+            allowed.step(&format!("bequeath 25 hasty {}", evil.display()))?;
+        }
+        flooder.answer()?;
+        host.world.wait_queues_empty(Ns::Router)
+    };
+    bequeath(25)?;
+    wait_until("they arrive where nothing forbids it", || Ok(arrived.delta()? > 0))?;
+    host.ctl(&format!("-P OUTPUT DROP -n {}", host.name))?;
+    host.ctl(&format!("-A -c OUTPUT -v ACCEPT -n {} --sng-hash {}", host.name, host.world.sha256(&good)?))?;
+    host.world.wait_queues_empty(Ns::Router)?;
+    arrived.delta()?;
+    bequeath(TIMES)?;
+    let passed = arrived.delta()?;
+    anyhow::ensure!(passed == 0, "{passed} of {TIMES} arrived");
+    Ok(())
+}
+
 const GATEWAY6: &str = "fd00:af:0:c::1";
 const INSIDE6: &str = "fd00:af:0:c::2";
 /// What the namespace beside it has at first.

@@ -82,8 +82,8 @@ pub struct Holder {
     /// A generation at which it had the socket, or the one that this was accepted from, if it is known. Whatever came
     /// out of the socket is the work of programs it ran since.
     pub since: Option<u64>,
-    /// [`Generations::exec`] of the process when it first wrote into the connection, if it did: what was written waits in
-    /// the kernel as long as it takes.
+    /// [`Generations::exec`] of the process when it first wrote into the socket, if that is known: what was written into a
+    /// connection waits in the kernel as long as it takes.
     pub wrote: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ impl Holder {
             process: Process::new(maker.tgid, maker.start),
             generation: maker.process_generation,
             since: Some(maker.process_generation),
-            wrote: maker.wrote,
+            wrote: None,
         }
     }
 
@@ -253,6 +253,9 @@ pub struct Means<'a> {
 /// or which is closed and goes on sending. `None`: a search is needed.
 pub fn quick(endpoint: &Endpoint, diag: &mut Diag, means: Means<'_>, previous: Option<&Owners>) -> Option<Owners> {
     if endpoint.protocol != Protocol::TCP {
+        return None;
+    }
+    if means.generations.is_ambiguous(endpoint.tuple.local_port) {
         return None;
     }
     let stamp = Stamp::read(means.generations, endpoint)?;

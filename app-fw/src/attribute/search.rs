@@ -150,7 +150,8 @@ impl Search {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
-        if endpoint.protocol == Protocol::TCP {
+        // Of other packets the sender is known, or the socket is elsewhere.
+        if endpoint.protocol == Protocol::TCP || endpoint.origin == Origin::Unknown {
             self.add_writers(&mut found);
         }
         for holder in &mut found.holders {
@@ -171,6 +172,14 @@ impl Search {
 
     fn tcp(&mut self, endpoint: &Endpoint, namespace: &Arc<Namespace>, previous: Option<&Owners>) -> io::Result<Found> {
         let diag = diag_in(&mut self.diag, namespace)?;
+        if self.generations.as_ref().is_none_or(|all| all.is_ambiguous(endpoint.tuple.local_port)) {
+            let mut alike = Vec::new();
+            list_at(diag, endpoint, state::ALL, &mut alike)?;
+            alike.retain(|socket| socket.inode != 0 && socket.tuple == endpoint.tuple);
+            if alike.len() > 1 {
+                return self.holders(endpoint, namespace, &alike, previous);
+            }
+        }
         let Some(socket) = diag.find(Protocol::TCP, &endpoint.tuple, endpoint.device)? else {
             // Bound to an interface that was not named, perhaps; or gone.
             return self.by_ends(endpoint, namespace, previous);
@@ -328,7 +337,7 @@ impl Search {
         self.accounted(sought, &processes_of(&records)).filter(|accounted| accounted.complete)
     }
 
-    /// Whoever wrote into a connection is an owner for the rest of it, holder or not. To be asked after the holders: who
+    /// Whoever wrote into a socket is an owner for the rest of it, holder or not. To be asked after the holders: who
     /// let go of it before they were looked for has written before.
     fn add_writers(&self, found: &mut Found) {
         let Some(Means { sockets, generations }) = self.means() else { return };
@@ -379,8 +388,8 @@ impl Search {
             if descriptors > before {
                 settled &= generation.settled;
                 let maker = self.maker(sought.ends.cookie).filter(|maker| maker.process == *process);
-                let (since, wrote) = maker.map_or((None, None), |maker| (maker.since, maker.wrote));
-                holders.push(Holder { process: *process, generation: generation.value, since, wrote });
+                let since = maker.and_then(|maker| maker.since);
+                holders.push(Holder { process: *process, generation: generation.value, since, wrote: None });
             }
         }
         let complete = countable && references == descriptors;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod compat;
+pub mod files;
 pub mod mappings;
 pub mod reborn;
 pub mod ring;
@@ -155,6 +156,14 @@ fn set(socket: impl AsFd, level: c_int, option: c_int, value: c_int) -> Result<(
     // SAFETY: the kernel reads one int.
     let done = unsafe { libc::setsockopt(socket, level, option, (&raw const value).cast(), length) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
+}
+
+/// Data leave with the SYN without having asked the peer for a cookie before (TCP_FASTOPEN_NO_COOKIE).
+///
+/// # Errors
+/// Not a TCP socket.
+pub fn fast_open_without_cookie(socket: impl AsFd) -> Result<()> {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, 1).context("TCP_FASTOPEN_NO_COOKIE")
 }
 
 /// Bytes that a socket has sent and the kernel still holds; for a datagram socket those of packets under way.

@@ -21,6 +21,8 @@ pub struct Options {
     pub later: bool,
     /// `--reuseport`
     pub reuseport: bool,
+    /// `--device NAME`: SO_BINDTODEVICE.
+    pub device: Option<String>,
     /// `--v4-on-v6`: an IPv6 socket that carries IPv4.
     pub v4_on_v6: bool,
     /// `--passed`: the inherited descriptor is a Unix socket over which the real one comes.
@@ -49,6 +51,7 @@ impl Options {
             connect: false,
             later: false,
             reuseport: false,
+            device: None,
             v4_on_v6: false,
             passed: false,
             judged: false,
@@ -62,6 +65,7 @@ impl Options {
                 "--bind" => options.bind = Some(value()?.parse().context("--bind")?),
                 "--to" => options.to = Some(value()?.parse().context("--to")?),
                 "--timeout" => options.timeout = Duration::from_millis(value()?.parse().context("--timeout")?),
+                "--device" => options.device = Some(value()?),
                 "--connect" => options.connect = true,
                 "--later" => options.later = true,
                 "--reuseport" => options.reuseport = true,

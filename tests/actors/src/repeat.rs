@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rustix::net::sockopt::set_socket_reuseport;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::code::{self, mappings, reborn};
@@ -24,6 +24,12 @@ pub fn act(socket: Option<&Socket>, word: &str, times: u32, words: &[&str]) -> R
         ("sockets", []) => again(&mut || {
             let made = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
             made.map(drop).context("socket")
+        })?,
+        ("connects", []) => again(&mut || {
+            let made = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+            // Where nobody listens: the refusal comes at once, and the socket is gone.
+            let _ = connect(&made, &SocketAddr::from(([127, 0, 0, 1], 1)));
+            Ok(())
         })?,
         ("run", argv) => again(&mut || reborn::run(None, argv).map(drop))?,
         ("run-as-one", argv) => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, setsockopt, sockopt as sockopt_of_nix};
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, Protocol, RawProtocol, RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, bind, connect,
@@ -21,6 +21,9 @@ use crate::options::Options;
 
 /// What every datagram and write carries.
 pub const PAYLOAD: &[u8] = b"actor";
+
+/// linux/socket.h
+const MSG_FASTOPEN: u32 = 0x2000_0000;
 
 /// An ICMP echo request (types 8 and 128); on an echo socket the kernel fills in identifier and checksum.
 const ECHO4: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 1];
@@ -155,6 +158,20 @@ impl Socket {
         connect(&self.fd, &to).context("connect")?;
         self.to = None;
         Ok(())
+    }
+
+    /// Connects with data in the SYN (TCP Fast Open), more than a header takes, and does not wait for the answer.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn fast_open(&self) -> Result<()> {
+        let to = self.to.context("connected already")?;
+        code::fast_open_without_cookie(&self.fd)?;
+        let flags = SendFlags::from_bits_retain(MSG_FASTOPEN) | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendto(&self.fd, &[b'f'; 200], flags, &to) {
+            Ok(_) | Err(Errno::INPROGRESS) => Ok(()),
+            Err(error) => Err(error).context("send"),
+        }
     }
 
     /// Sends the payload once.
@@ -346,6 +363,9 @@ fn new_socket(like: SocketAddr, kind: SocketType, protocol: Option<Protocol>, op
     let fd = socket_with(family, kind, SocketFlags::CLOEXEC, protocol).context("socket")?;
     if options.v4_on_v6 {
         sockopt::set_ipv6_v6only(&fd, false)?;
+    }
+    if let Some(device) = &options.device {
+        setsockopt(&fd, sockopt_of_nix::BindToDevice, &device.into()).context("SO_BINDTODEVICE")?;
     }
     if options.reuseport {
         sockopt::set_socket_reuseport(&fd, true)?;

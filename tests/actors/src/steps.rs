@@ -33,6 +33,10 @@
 //! | `flood N` | sends N times, whatever the kernel says | `ok` |
 //! | `to ADDR:PORT` | sends elsewhere from now on | `ok` |
 //! | `send-from ADDR` | sends once from another address (IP_PKTINFO) | `ok` |
+//! | `fast-open` | connects with 200 bytes in the SYN (after `--later`) | `ok` |
+//! | `move-extent FILE DONOR BLOCK` | EXT4_IOC_MOVE_EXT: a block of DONOR becomes zeros | `ok` |
+//! | `pin OFFSET FILE` / `unpin` | has the kernel begin to write to a page of FILE / write `V` there | `ok` |
+//! | `lease FILE` | maps FILE executable and holds a write lease on it | `ok` |
 //! | `mark N` | SO_MARK | `ok` |
 //! | `hex BYTES` | sends these bytes, hexadecimal, as they are | `ok` |
 //! | `map-by WAY FILE` | makes FILE executable memory; WAY: see [`code::mappings::map_by`] | `ok` |
@@ -50,6 +54,7 @@
 //! | `run N EXE ARG...` | starts EXE as any program and waits for its end |
 //! | `run-as-one N EXE ARG... \| EXE ARG...` | runs the first, then the second with the same process id |
 //! | `sockets N` | makes a socket and closes it |
+//! | `connects N` | connects to a port of this machine where nobody listens |
 //! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT (0: any), which may be shared, and closes it |
 //! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
 //! | `vanish N WAY FILE` | maps FILE executable, sends, and has the mapping go; WAY: `mremap`, `brk`, `shmat` |
@@ -69,6 +74,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::code::files;
 use crate::code::ring::Ring;
 use crate::code::{self, Library};
 use crate::crowd::Crowd;
@@ -90,12 +96,14 @@ pub struct Stage {
     memory: Option<code::Memory>,
     crowd: Crowd,
     ring: Option<Ring>,
+    pinned: Option<files::Pinned>,
 }
 
 impl Stage {
     /// An actor with its socket, if it has one.
     pub fn new(socket: Option<Socket>, timeout: Duration) -> Self {
-        Self { socket, timeout, heir: None, library: None, memory: None, crowd: Crowd::default(), ring: None }
+        let crowd = Crowd::default();
+        Self { socket, timeout, heir: None, library: None, memory: None, crowd, ring: None, pinned: None }
     }
 
     /// Takes steps from standard input until it ends.
@@ -183,8 +191,8 @@ impl Stage {
             "lend-all" => self.crowd.lend(path)?,
             "count-all" => return Ok(self.crowd.count(*rest.as_bytes().first().context("BYTE")?)?.to_string()),
             "drop-all" => self.crowd = Crowd::default(),
-            "vanish" | "sockets" | "run" | "run-as-one" | "send-close" | "flicker" | "populate" | "lend"
-            | "bequeath" | "steal" | "raw" | "int80" => return self.again_and_again(word, rest),
+            "vanish" | "sockets" | "connects" | "run" | "run-as-one" | "send-close" | "flicker" | "populate"
+            | "lend" | "bequeath" | "steal" | "raw" | "int80" => return self.again_and_again(word, rest),
             "ring" => {
                 let (number, kind) = rest.split_once(' ').context("KIND")?;
                 let to = self.socket()?.to4()?;
@@ -193,6 +201,18 @@ impl Stage {
                 }
                 self.times(number, |stage, _| stage.ring.as_mut().context("no ring")?.send(to, PAYLOAD))?;
             }
+            "fast-open" => self.socket()?.fast_open()?,
+            "move-extent" => {
+                let words: Vec<&str> = rest.split(' ').collect();
+                let [file, donor, block] = words[..] else { bail!("FILE DONOR BLOCK") };
+                files::move_extent(Path::new(file), Path::new(donor), block.parse().context("BLOCK")?)?;
+            }
+            "pin" => {
+                let (offset, path) = rest.split_once(' ').context("FILE")?;
+                self.pinned = Some(files::pin(Path::new(path), offset.parse().context("OFFSET")?)?);
+            }
+            "unpin" => self.pinned.take().context("nothing is pinned")?.write()?,
+            "lease" => files::lease(path)?,
             "map-exec" => code::map_executable(path)?,
             "anonymous-exec" => self.memory = Some(code::anonymous_executable()?),
             "patched-exec" => self.memory = Some(code::patched_executable(path)?),

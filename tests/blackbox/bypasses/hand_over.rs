@@ -2,6 +2,7 @@
 //! finish what it began.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{Actor, Ns};
@@ -184,12 +185,11 @@ fn written_into_an_allowed_programs_connection() -> Result<()> {
     Ok(())
 }
 
-/// The denied program writes more into its connection than the window allows, and becomes the allowed one; what waits in the
-/// kernel leaves when the other end reads.
-#[test]
-fn written_by_one_who_became_an_allowed_program() -> Result<()> {
+/// The denied program writes more into its connection than the window allows, and leaves that to the allowed one; what waits in
+/// the kernel leaves when the other end reads.
+fn late_words(label: &str, leave: impl Fn(&Pair, &mut Actor, &Path) -> Result<()>) -> Result<()> {
     const MUCH: usize = 100_000;
-    let mut trial = Trial::new("late words")?;
+    let mut trial = Trial::new(label)?;
     let pair = &trial.pair;
     pair.world.namespace(Ns::Local).sysctl("net/ipv4/tcp_wmem", "4096 1048576 1048576")?;
     pair.world.namespace(Ns::Peer).sysctl("net/ipv4/tcp_rmem", "4096 16384 16384")?;
@@ -204,7 +204,7 @@ fn written_by_one_who_became_an_allowed_program() -> Result<()> {
         if let Some(rules) = rules {
             rules.put(pair)?;
         }
-        writer.step(&format!("exec {}", text(then)?))?;
+        leave(pair, &mut writer, then)?;
         // The queue is read empty more than once.
         friend.step("converse 10")?;
         arrived.delta()?;
@@ -221,4 +221,85 @@ fn written_by_one_who_became_an_allowed_program() -> Result<()> {
         ensure!(passed == 0, "{passed} packets arrived under {rules:?}");
     }
     Ok(())
+}
+
+#[test]
+fn written_by_one_who_became_an_allowed_program() -> Result<()> {
+    late_words("late words", |_, writer, then| writer.step(&format!("exec {}", text(then)?)).map(drop))
+}
+
+/// Who made the connection, wrote, and has let go of it.
+#[test]
+fn written_by_its_maker_who_left_it_to_an_allowed_program() -> Result<()> {
+    late_words("bequeathed words", |_, writer, then| {
+        writer.step(&format!("share {}", text(then)?))?;
+        writer.step("close").map(drop)
+    })
+}
+
+/// The probe remembers the makers of 131,072 sockets, and longest those that were used; that one wrote must not be forgotten with
+/// them.
+#[test]
+fn written_by_one_whose_connection_is_forgotten() -> Result<()> {
+    const SOCKETS: u32 = 400_000;
+    const AT_ONCE: u32 = 50_000;
+    late_words("forgotten words", |pair, writer, then| {
+        let mut churn = pair.world.actor(Ns::Peer, &["idle"])?;
+        for _ in 0..SOCKETS / AT_ONCE {
+            churn.step(&format!("connects {AT_ONCE}"))?;
+        }
+        writer.step(&format!("exec {}", text(then)?)).map(drop)
+    })
+}
+
+/// The kernel repeats a SYN after a second, and has no event for that.
+const REPEATED: Duration = Duration::from_millis(2500);
+
+/// TCP Fast Open: the denied program has data leave with the SYN and lets go of the socket. The kernel repeats the SYN without them,
+/// and sends them after the handshake, when the allowed program alone holds the socket.
+fn fast_open(label: &str, let_go: impl Fn(&Pair, &str) -> Result<Actor>) -> Result<()> {
+    const AT_ONCE: u64 = 10;
+    let mut trial = Trial::new(label)?;
+    let _server = trial.pair.world.tcp_echo(4000)?;
+    for to in [trial.pair.to4(4000), trial.pair.to6(4000)] {
+        trial.never("tcp dport 4000 meta length > 200", |pair, times| {
+            let holders = (0..times.min(AT_ONCE)).map(|_| let_go(pair, &to)).collect::<Result<Vec<_>>>()?;
+            std::thread::sleep(REPEATED);
+            drop(holders);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sent_with_the_syn_by_one_who_became_an_allowed_program() -> Result<()> {
+    fast_open("fast and become", |pair, to| {
+        let mut evil = pair.start(&pair.evil, &["tcp", to, "--later"])?;
+        evil.step("fast-open")?;
+        evil.step(&format!("exec {}", text(&pair.good)?))?;
+        Ok(evil)
+    })
+}
+
+#[test]
+fn sent_with_the_syn_by_its_maker_who_left_it_to_an_allowed_program() -> Result<()> {
+    fast_open("fast and bequeath", |pair, to| {
+        let mut evil = pair.start(&pair.evil, &["tcp", to, "--later"])?;
+        evil.step("fast-open")?;
+        evil.step(&format!("share {}", text(&pair.good)?))?;
+        evil.step("close")?;
+        Ok(evil)
+    })
+}
+
+#[test]
+fn sent_with_the_syn_of_an_allowed_programs_socket() -> Result<()> {
+    fast_open("fast and lent", |pair, to| {
+        let mut good = pair.start(&pair.good, &["tcp", to, "--later"])?;
+        good.step(&format!("share {}", text(&pair.evil)?))?;
+        good.step("child fast-open")?;
+        good.step("release")?;
+        Ok(good)
+    })
 }

@@ -1,9 +1,11 @@
 //! Sockets made, and packets addressed, in ways that are easily overlooked.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use harness::{Actor, Ns};
 
-use super::{ECHO, SINK, TO_SINK, Trial, odd, repeat};
+use super::{ECHO, SINK, TIMES, TO_SINK, Trial, odd, repeat};
 
 /// io_uring: no system call sends, with SQPOLL none at all is made, and a direct descriptor is in no table that /proc shows.
 fn ring(kind: &str) -> Result<()> {
@@ -164,4 +166,30 @@ fn segments_forged_by_raw_sockets() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A connection that is bound to a device may have the same ends as a later one of an allowed program that is bound to none.
+#[test]
+fn a_connection_with_the_ends_of_an_allowed_programs() -> Result<()> {
+    /// The kernel repeats a SYN after a second, and has no event for that.
+    const REPEATED: Duration = Duration::from_millis(3500);
+    let mut trial = Trial::new("bound to a device")?;
+    // The allowed program connects from the denied one's port without being told; else that would hold all of them.
+    trial.pair.world.namespace(Ns::Local).sysctl("net/ipv4/ip_local_port_range", "40000 40000")?;
+    let ports = [4000, 4001, 4002];
+    let _servers = ports.map(|port| trial.pair.world.tcp_echo(port));
+    let mut ports = ports.into_iter();
+    // Of the two only the denied one has data in its SYN.
+    trial.never("tcp dport 4000-4002 tcp flags & syn == syn meta length > 200", |pair, times| {
+        let to = pair.to4(ports.next().context("a port")?);
+        let mut evil = pair.start(&pair.evil, &["tcp", &to, "--later", "--device", "eth0"])?;
+        evil.step("fast-open")?;
+        if times == TIMES {
+            let mut good = pair.start(&pair.good, &["tcp", &to, "--later"])?;
+            // That it can is not what this is about.
+            let _ = good.step("connect");
+            std::thread::sleep(REPEATED);
+        }
+        Ok(())
+    })
 }
