@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -19,7 +18,7 @@ use syscall_probe::{Generations, Holders, Probe};
 use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
 use crate::clock::Clock;
-use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, Process, Reader};
+use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, ProcDir, Process, Reader};
 use crate::matcher::Ruleset;
 use crate::namespaces::links::{Beyond, Links};
 use crate::namespaces::{Namespace, Namespaces};
@@ -340,9 +339,8 @@ impl Means {
         let own = self.namespaces.load().own.id.inode;
         for process in upcoming {
             // What lives elsewhere sends nothing through this daemon's queues but by way of a container's cable.
-            let lives_here =
-                std::fs::metadata(format!("/proc/{}/ns/net", process.tgid)).is_ok_and(|ns| ns.ino() == own);
-            if lives_here {
+            let lives_in = ProcDir::open(process).ok().and_then(|dir| dir.look("ns/net").ok());
+            if lives_in.is_some_and(|(_, namespace)| namespace.ino == own) {
                 // Only the digests stay; a process that is gone already needs none.
                 let _ = self.reader().read(process, Hashing::Allowed);
             }

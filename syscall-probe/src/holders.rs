@@ -1,5 +1,6 @@
 //! Who holds which socket, by the kernel's iterator over the open files of all processes.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +15,9 @@ const BUFFER: usize = 128 * SOCKET_RECORD;
 /// Lists open IPv4 and IPv6 sockets of any protocol: one [`SocketRecord`] per descriptor.
 ///
 /// A list is not one moment's truth: the iterator goes from process to process while they run. Whoever keeps what it
-/// derived from one reads the generations before. Processes are those of the caller's pid namespace and below. In a
-/// process whose first thread has ended, each descriptor is listed once per thread.
+/// derived from one reads the generations before. Processes are those of the caller's pid namespace and below. One
+/// descriptor of a socket is listed for each number that a process has for it: two threads with tables of their own may
+/// have the same socket under one number.
 ///
 /// Not listed, because no descriptor shows them: sockets under way in a message, and those only registered with an
 /// io_uring. [`SocketRecord::file_refs`] tells that there are such references.
@@ -52,10 +54,11 @@ impl Holders {
         if tgid == 0 {
             return Ok(()); // The kernel would take it for "all".
         }
+        let mut once = Once::default();
         // A kernel that cannot restrict the iteration lists everything.
         list::<SOCKET_RECORD>(&self.programs.all, tgid, |record| {
             let record = SocketRecord::decode(record)?;
-            if record.tgid == tgid {
+            if record.tgid == tgid && once.is_new(&record) {
                 out.push(record);
             }
             Ok(())
@@ -68,8 +71,12 @@ impl Holders {
     ///
     /// As [`Holders::of_process`].
     pub fn all(&self, out: &mut Vec<SocketRecord>) -> io::Result<()> {
+        let mut once = Once::default();
         list::<SOCKET_RECORD>(&self.programs.all, 0, |record| {
-            out.push(SocketRecord::decode(record)?);
+            let record = SocketRecord::decode(record)?;
+            if once.is_new(&record) {
+                out.push(record);
+            }
             Ok(())
         })
     }
@@ -90,9 +97,10 @@ impl Holders {
         if sys::run(programs.find.as_fd(), &socket.encode())? == 0 {
             return Ok(false);
         }
+        let mut once = Once::default();
         list::<SOCKET_RECORD>(&programs.list, tgid, |record| {
             let record = SocketRecord::decode(record)?;
-            if record.cookie == socket.cookie && (tgid == 0 || record.tgid == tgid) {
+            if record.cookie == socket.cookie && (tgid == 0 || record.tgid == tgid) && once.is_new(&record) {
                 out.push(record);
             }
             Ok(())
@@ -113,6 +121,17 @@ impl Holders {
             Ok(())
         })?;
         Ok(found)
+    }
+}
+
+/// The kernel shows a table once for each thread that has another than the first thread: if that has ended, for all of them.
+/// Whoever counts descriptors to know whether a socket has other references must not count one twice.
+#[derive(Default)]
+struct Once(HashSet<(u32, u32, u64)>);
+
+impl Once {
+    fn is_new(&mut self, record: &SocketRecord) -> bool {
+        self.0.insert((record.tgid, record.fd, record.inode))
     }
 }
 

@@ -159,6 +159,36 @@ fn a_shared_descriptor_table_is_told() {
     );
 }
 
+/// The kernel shows a table once for each thread that has not got the first one's.
+#[test]
+fn a_descriptor_is_counted_once() {
+    let references = |actor: &mut Actor, cookie| {
+        let one = with_cookie(sockets_of(actor.tgid()), cookie);
+        let mut lists = [Vec::new(), Vec::new()];
+        holders().all(&mut lists[0]).expect("the iterator runs");
+        let ends = SocketEnds::from(&one[0]);
+        assert!(holders().of_socket(&ends, 0, &mut lists[1]).expect("the iterator runs"));
+        for list in lists {
+            assert_eq!(with_cookie(list, cookie), one);
+        }
+        one.iter().map(|record| record.file_refs).collect::<Vec<_>>()
+    };
+    for end_first in [true, false] {
+        let mut actor = Actor::start();
+        let namespace = std::fs::File::open(actor.proc("ns/net")).expect("it lives");
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("tests run as root");
+        actor.act("udp-bound u");
+        let cookie = actor.number("cookie u");
+        if end_first {
+            actor.act("end-first-thread");
+        }
+        assert_eq!(references(&mut actor, cookie), [1]);
+        // One that two threads share beside the acting thread's: one number, of two references.
+        actor.act("new-table");
+        assert_eq!(references(&mut actor, cookie), [2]);
+    }
+}
+
 /// More records than fit the reader's buffer, and than the kernel writes at once.
 #[test]
 fn long_lists_are_whole() {

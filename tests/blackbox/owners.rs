@@ -24,7 +24,8 @@ with_and_without_probe! {
     udp udp_lite the_mapped_wildcard echo_and_raw_sockets tcp listeners datagrams_to_a_bound_socket accepted_connections
     prefork_workers ports_shared_by_two_programs the_same_port_elsewhere high_descriptors shared_by_fork
     inherited_over_exec passed_over_a_unix_socket closed_by_a_denied_holder shared_connections become_another_program icmp_errors
-    fire_and_forget open_before_the_daemon open_before_the_rule one_path_in_two_mount_namespaces
+    fire_and_forget open_before_the_daemon open_before_the_rule one_path_in_two_mount_namespaces by_other_threads
+    shared_by_other_threads
 }
 
 // --- kinds of sockets -----------------------------------------------------------------------------------------------
@@ -882,6 +883,78 @@ fn one_path_in_two_mount_namespaces(daemon: &[&str]) -> Result<()> {
         good_as_evil.step("send")?;
         good.step("send")?;
         pair.exactly(&arrived, 2, &what)?;
+    }
+    Ok(())
+}
+
+// --- threads ----------------------------------------------------------------------------------------------------------
+
+/// Ways to have a socket that the first thread has not: it ended before the socket was made, or has other descriptors.
+const THREADS: [&str; 3] = ["headless", "headless-twin", "apart"];
+
+/// Programs older than the daemon, of which it knows only what it sees.
+fn by_other_threads(daemon: &[&str]) -> Result<()> {
+    let pair = Pair::new("threads")?;
+    let (to, echo) = (pair.to4(9), pair.to4(7));
+    let _servers = (pair.world.udp_sink(9)?, pair.world.tcp_echo(7)?);
+    let mut actors = Vec::new();
+    for way in THREADS {
+        let udp = |program| pair.start(program, &[way, "udp", &to]);
+        let tcp = |program, timeout| pair.start(program, &[way, "tcp", &echo, "--later", "--timeout", timeout]);
+        for _ in STANCES {
+            let evil = [udp(&pair.evil)?, tcp(&pair.evil, "100")?];
+            actors.push((way, udp(&pair.good)?, tcp(&pair.good, "20000")?, evil));
+        }
+    }
+    pair.world.queue_output()?;
+    let _daemon = pair.world.daemon(daemon)?;
+    let arrived = pair.world.count("udp dport 9")?;
+    let connecting = pair.world.count("tcp dport 7 tcp flags & syn == syn")?;
+    for stance in STANCES {
+        pair.take("OUTPUT", stance)?;
+        for way in THREADS {
+            let index = actors.iter().position(|(is, ..)| *is == way).context("one for each stance")?;
+            let (_, mut datagrams, mut connection, [mut evil, mut evil_connection]) = actors.remove(index);
+            let what = format!("{stance:?} {way}");
+            // Twice: the second time an answer may be kept.
+            for _ in 0..2 {
+                datagrams.step("send 2").context(what.clone())?;
+                pair.exactly(&arrived, 2, &what)?;
+                evil.step("send 2")?;
+                pair.silent(&arrived).context(what.clone())?;
+            }
+            connection.step("connect").context(what.clone())?;
+            converse(&mut connection).context(what.clone())?;
+            ensure!(connecting.delta()? > 0, "{what}");
+            evil_connection.step("connect").expect_err("no answer to what never arrived");
+            pair.silent(&connecting).context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Two threads have the descriptors of an allowed program: they must not be taken for two references, of which the denied
+/// program has one.
+fn shared_by_other_threads(daemon: &[&str]) -> Result<()> {
+    let pair = Pair::new("threads, shared")?;
+    pair.world.queue_output()?;
+    let _daemon = pair.world.daemon(daemon)?;
+    let _servers = (pair.world.udp_sink(9)?, pair.world.tcp_echo(7)?);
+    let arrived = pair.world.count("udp dport 9")?;
+    for stance in STANCES {
+        pair.take("OUTPUT", stance)?;
+        for (way, step) in THREADS.into_iter().zip(["share", "pass", "share"]) {
+            let what = format!("{stance:?} {way} {step}");
+            let mut good = pair.start(&pair.good, &[way, "udp", &pair.to4(9)])?;
+            good.step("send")?;
+            pair.exactly(&arrived, 1, &what)?;
+            good.step(&format!("{step} {}", pair.evil.display()))?;
+            good.step("send 2")?;
+            pair.silent(&arrived).context(what.clone())?;
+            good.step("release")?;
+            good.step("send")?;
+            pair.exactly(&arrived, 1, &what)?;
+        }
     }
     Ok(())
 }

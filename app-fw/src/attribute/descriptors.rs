@@ -6,11 +6,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 
-use procfs::process::{FDTarget, Process, all_processes};
+use procfs::process::{FDTarget, Process, Task, all_processes};
 use shared::Protocol;
 use syscall_probe::SocketRecord;
 
 use crate::image::TICK;
+use crate::sys::processes::share_descriptors;
 
 /// What /proc/PID/net tells about a socket that diagnostics do not know.
 #[derive(Clone, Copy)]
@@ -46,15 +47,49 @@ fn look_at(
     open: &mut Vec<Descriptor>,
 ) -> procfs::ProcResult<()> {
     let start = process.stat()?.starttime;
-    for descriptor in process.fd()?.flatten() {
-        if let FDTarget::Socket(inode) = descriptor.target {
-            open.push((process.pid as u32, start, descriptor.fd as u32, inode));
+    let mut found = Vec::new();
+    let mut seen: Vec<i32> = Vec::new();
+    for task in process.tasks()?.flatten() {
+        // Most threads have the table of the first one; some have their own; one that has ended has none.
+        if seen.iter().any(|other| share_descriptors(*other, task.tid)) {
+            continue;
+        }
+        let place = format!("/proc/{}/task/{}", task.pid, task.tid);
+        let _ = look_at_thread(&place, namespaces, listed, &mut found);
+        // Of one that ended meanwhile, something may be missing that another has.
+        if seen.len() < MAX_TABLES && has_descriptors(&task) {
+            seen.push(task.tid);
         }
     }
-    let netns = std::fs::metadata(format!("/proc/{}/ns/net", process.pid))?.ino();
+    // It is there still, so the id was nobody else's meanwhile.
+    process.stat()?;
+    open.extend(found.into_iter().map(|(fd, inode)| (process.pid as u32, start, fd, inode)));
+    Ok(())
+}
+
+/// Tables of one process that each thread's is compared with. What is not known to be the same is looked at.
+const MAX_TABLES: usize = 8;
+
+fn has_descriptors(thread: &Task) -> bool {
+    std::fs::read_dir(format!("/proc/{}/task/{}/fd", thread.pid, thread.tid)).is_ok_and(|mut fds| fds.next().is_some())
+}
+
+/// `place`: its directory in /proc. Finds descriptors with the inode numbers of their sockets.
+fn look_at_thread(
+    place: &str,
+    namespaces: &mut HashSet<u64>,
+    listed: &mut HashMap<u64, Listed>,
+    found: &mut Vec<(u32, u64)>,
+) -> procfs::ProcResult<()> {
+    for descriptor in Process::new_with_root(place.into())?.fd()?.flatten() {
+        if let FDTarget::Socket(inode) = descriptor.target {
+            found.push((descriptor.fd as u32, inode));
+        }
+    }
+    let netns = std::fs::metadata(format!("{place}/ns/net"))?.ino();
     if namespaces.insert(netns) {
         for (table, family, kind, protocol) in TABLES {
-            let text = std::fs::read_to_string(format!("/proc/{}/net/{table}", process.pid)).unwrap_or_default();
+            let text = std::fs::read_to_string(format!("{place}/net/{table}")).unwrap_or_default();
             for (inode, local, port) in text.lines().skip(1).filter_map(|line| parse(line, family)) {
                 let protocol = if kind == libc::SOCK_RAW { port } else { u16::from(protocol.0) };
                 listed.insert(inode, Listed { netns: netns as u32, family, kind, protocol, local, port });

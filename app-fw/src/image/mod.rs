@@ -157,29 +157,46 @@ impl Reader<'_> {
     }
 
     fn look(&self, process: Process, hashing: Hashing) -> Result<Image, NoImage> {
-        let dir = ProcDir::open(process)?;
         let mut before = None;
         for _ in 0..ATTEMPTS {
-            // Generations first, then a look, then the generations again: what is in between is one moment's truth.
-            let generation = self.generations.map(|generations| Moment::of(process, generations));
-            let executable = read_maps(&dir)?;
-            // After the mappings were read: whatever is among them is in the account, or there is none.
-            let covered = self.is_covered(process);
-            let Some(found) = self.objects(&dir, &executable, hashing, covered)? else { continue };
-            let beyond = if self.beyond { Some(Beyond::look(&dir, &executable)?) } else { None };
-            let unmoved = match (generation, self.generations) {
-                (Some(generation), Some(generations)) => generation.is_now(process, generations),
-                _ => false,
-            };
-            if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(&dir, &executable)? {
-                // The process may have ended, and its pid been given away, before the last look.
-                dir.start()?;
-                let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-                return Ok(finish(process, program, found, beyond, generation.filter(|_| unmoved)));
+            let dir = ProcDir::open(process)?;
+            match self.attempt(process, &dir, hashing, &mut before) {
+                Ok(Some(image)) => return Ok(image),
+                Ok(None) => {}
+                Err(NoImage::Because(_)) if dir.has_lost_its_thread() => {}
+                Err(none) => return Err(none),
             }
-            before = Some(executable.files);
         }
         Err(Cause::MapsChanging.into())
+    }
+
+    /// One look. `None` if the mappings changed meanwhile; `before` is what the last attempt found, and what this one does.
+    fn attempt(
+        &self,
+        process: Process,
+        dir: &ProcDir,
+        hashing: Hashing,
+        before: &mut Option<Vec<Mapping>>,
+    ) -> Result<Option<Image>, NoImage> {
+        // Generations first, then a look, then the generations again: what is in between is one moment's truth.
+        let generation = self.generations.map(|generations| Moment::of(process, generations));
+        let executable = read_maps(dir)?;
+        // After the mappings were read: whatever is among them is in the account, or there is none.
+        let covered = self.is_covered(process);
+        let Some(found) = self.objects(dir, &executable, hashing, covered)? else { return Ok(None) };
+        let beyond = if self.beyond { Some(Beyond::look(dir, &executable)?) } else { None };
+        let unmoved = match (generation, self.generations) {
+            (Some(generation), Some(generations)) => generation.is_now(process, generations),
+            _ => false,
+        };
+        if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(dir, &executable)? {
+            // The process may have ended, and its pid been given away, before the last look.
+            dir.start()?;
+            let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
+            return Ok(Some(finish(process, program, found, beyond, generation.filter(|_| unmoved))));
+        }
+        *before = Some(executable.files);
+        Ok(None)
     }
 
     /// The image as the kernel told it, if all of it is known. Touches no file, unless more than files is wanted.
@@ -371,12 +388,17 @@ impl Beyond {
     /// # Errors
     /// It is gone, or cannot be read.
     pub fn of(process: Process) -> Result<Beyond, Cause> {
-        let dir = ProcDir::open(process)?;
-        let executable = read_maps(&dir)?;
-        let beyond = Beyond::look(&dir, &executable)?;
-        // It may have ended, and its pid been given away, before the last look.
-        dir.start()?;
-        Ok(beyond)
+        for _ in 0..ATTEMPTS {
+            let dir = ProcDir::open(process)?;
+            let beyond = read_maps(&dir).and_then(|executable| Beyond::look(&dir, &executable));
+            if beyond.is_err() && dir.has_lost_its_thread() {
+                continue;
+            }
+            // It may have ended, and its pid been given away, before the last look.
+            dir.start()?;
+            return beyond;
+        }
+        Err(Cause::MapsChanging)
     }
 
     fn look(dir: &ProcDir, executable: &Executable) -> Result<Beyond, Cause> {

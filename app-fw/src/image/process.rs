@@ -31,8 +31,13 @@ impl Process {
 
 /// /proc/PID of one process. Reads through it fail once the process is gone; they never reach another process that was
 /// given the same pid.
+///
+/// If the first thread has ended and others go on, /proc/PID has no memory and no program any more. Then those are read
+/// through one of the others, which have the same ([`ProcDir::has_lost_its_thread`]).
 pub struct ProcDir {
     dir: OwnedFd,
+    /// /proc/TID of a thread that goes on, where the first has ended: /proc/PID/task/TID lacks map_files.
+    thread: Option<OwnedFd>,
 }
 
 const LOOK: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_PATH);
@@ -43,8 +48,28 @@ impl ProcDir {
     /// # Errors
     /// It is gone (a zombie is), or something else has its pid.
     pub fn open(process: Process) -> Result<ProcDir, Cause> {
-        let held = ProcDir::hold(process.tgid)?;
-        if held.start()? == process.start { Ok(held) } else { Err(Cause::ProcessGone) }
+        let mut held = ProcDir::hold(process.tgid)?;
+        let stat = held.stat()?;
+        if stat.living()? != process.start {
+            return Err(Cause::ProcessGone);
+        }
+        if stat.has_ended() {
+            held.thread = held.another_thread(process);
+        }
+        Ok(held)
+    }
+
+    /// A thread that goes on, if one can be had: they come and go.
+    fn another_thread(&self, process: Process) -> Option<OwnedFd> {
+        let goes_on = |thread: &ProcDir| {
+            let status = thread.read("status").ok()?;
+            (field(&status, "Tgid:")? == process.tgid && !thread.stat().ok()?.has_ended()).then_some(())
+        };
+        let threads = self.threads().ok()?.filter_map(|id| ProcDir::hold(id.parse().ok()?).ok());
+        let thread = threads.into_iter().find(|thread| goes_on(thread).is_some())?;
+        // The id may have been another's since it was listed. But if the process is still there now, it was the one with
+        // that Tgid then; and what is held leads to no other thread afterwards.
+        (self.start() == Ok(process.start)).then_some(thread.dir)
     }
 
     /// Holds whatever process has this id now.
@@ -53,7 +78,7 @@ impl ProcDir {
     /// None has.
     pub fn hold(tgid: u32) -> Result<ProcDir, Cause> {
         open(format!("/proc/{tgid}").as_str(), LOOK | OFlag::O_DIRECTORY, Mode::empty())
-            .map(|dir| ProcDir { dir })
+            .map(|dir| ProcDir { dir, thread: None })
             .map_err(|_| Cause::ProcessGone)
     }
 
@@ -62,12 +87,26 @@ impl ProcDir {
     /// # Errors
     /// It is gone.
     pub fn start(&self) -> Result<u64, Cause> {
-        let text = self.read("stat").map_err(|_| Cause::ProcessGone)?;
-        let Stat { state, flags, threads, start } = parse_stat(&text).ok_or(Cause::MapsUnreadable)?;
-        // What has begun to end does nothing any more but close its files. A first thread that ended before the others is
-        // a zombie too, but the process lives.
-        let is_gone = (matches!(state, b'Z' | b'X' | b'x') || flags & PF_EXITING != 0) && threads <= 1;
-        if is_gone { Err(Cause::ProcessGone) } else { Ok(start) }
+        self.stat()?.living()
+    }
+
+    fn stat(&self) -> Result<Stat, Cause> {
+        let text = read(&self.dir, "stat").map_err(|_| Cause::ProcessGone)?;
+        parse_stat(&text).ok_or(Cause::MapsUnreadable)
+    }
+
+    /// Whether the thread it is read through has ended, and the process goes on: what was read last may be nothing, and
+    /// another [`ProcDir::open`] helps.
+    pub fn has_lost_its_thread(&self) -> bool {
+        let ended = |thread: &OwnedFd| {
+            !read(thread, "stat").is_ok_and(|text| parse_stat(&text).is_some_and(|stat| !stat.has_ended()))
+        };
+        ended(self.body()) && self.start().is_ok()
+    }
+
+    /// Where memory and program are read.
+    fn body(&self) -> &OwnedFd {
+        self.thread.as_ref().unwrap_or(&self.dir)
     }
 
     /// Reads a whole file.
@@ -75,9 +114,7 @@ impl ProcDir {
     /// # Errors
     /// What open(2) and read(2) say.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(16 * 1024);
-        self.open_file(name)?.read_to_end(&mut bytes)?;
-        Ok(bytes)
+        read(self.body(), name)
     }
 
     /// Opens a file for reading.
@@ -85,7 +122,7 @@ impl ProcDir {
     /// # Errors
     /// What open(2) says.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
-        Ok(openat(&self.dir, name, OFlag::O_CLOEXEC | OFlag::O_RDONLY, Mode::empty())?.into())
+        open_in(self.body(), name)
     }
 
     /// Who traces it: the process id of a tracer of any of its threads. A tracer outside the reader's pid namespace is not
@@ -94,7 +131,7 @@ impl ProcDir {
     /// # Errors
     /// It is gone, or /proc says nonsense.
     pub fn tracer(&self) -> Result<Option<u32>, Cause> {
-        let status = self.read("status").map_err(|_| Cause::ProcessGone)?;
+        let status = read(&self.dir, "status").map_err(|_| Cause::ProcessGone)?;
         let Status { tracer, threads } = parse_status(&status).ok_or(Cause::MapsUnreadable)?;
         let tracer = match tracer {
             0 if threads > 1 => self.tracer_of_threads()?,
@@ -107,11 +144,9 @@ impl ProcDir {
 
     /// Thread id of a tracer, or 0.
     fn tracer_of_threads(&self) -> Result<u32, Cause> {
-        let tasks = std::fs::read_dir(format!("/proc/self/fd/{}/task", self.dir.as_raw_fd()));
-        for task in tasks.map_err(|_| Cause::ProcessGone)? {
-            let Some(task) = task.ok().and_then(|task| task.file_name().into_string().ok()) else { continue };
+        for task in self.threads().map_err(|_| Cause::ProcessGone)? {
             // A thread that ended meanwhile does nothing any more.
-            let Ok(status) = self.read(&format!("task/{task}/status")) else { continue };
+            let Ok(status) = read(&self.dir, &format!("task/{task}/status")) else { continue };
             let Status { tracer, .. } = parse_status(&status).ok_or(Cause::MapsUnreadable)?;
             if tracer != 0 {
                 return Ok(tracer);
@@ -120,13 +155,19 @@ impl ProcDir {
         Ok(0)
     }
 
+    /// Ids of its threads.
+    fn threads(&self) -> io::Result<impl Iterator<Item = String>> {
+        let tasks = std::fs::read_dir(format!("/proc/self/fd/{}/task", self.dir.as_raw_fd()))?;
+        Ok(tasks.filter_map(|task| task.ok()?.file_name().into_string().ok()))
+    }
+
     /// Follows a link such as `exe` or `map_files/1000-2000` to the file itself, without opening it for reading: a device
     /// or a FIFO is not disturbed.
     ///
     /// # Errors
     /// What open(2) says.
     pub fn look(&self, name: &str) -> io::Result<(OwnedFd, FileFacts)> {
-        let fd = openat(&self.dir, name, LOOK, Mode::empty())?;
+        let fd = openat(self.body(), name, LOOK, Mode::empty())?;
         let facts = facts(&fd)?;
         Ok((fd, facts))
     }
@@ -134,8 +175,18 @@ impl ProcDir {
     /// A link's text; for people.
     pub fn link(&self, name: &str) -> Option<Vec<u8>> {
         use std::os::unix::ffi::OsStringExt;
-        readlinkat(&self.dir, name).ok().map(OsStringExt::into_vec)
+        readlinkat(self.body(), name).ok().map(OsStringExt::into_vec)
     }
+}
+
+fn read(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(16 * 1024);
+    open_in(dir, name)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn open_in(dir: &OwnedFd, name: &str) -> io::Result<File> {
+    Ok(openat(dir, name, OFlag::O_CLOEXEC | OFlag::O_RDONLY, Mode::empty())?.into())
 }
 
 /// `PF_EXITING` of the kernel's include/linux/sched.h, as the flags in /proc/PID/stat have it.
@@ -148,6 +199,19 @@ struct Stat {
     flags: u64,
     threads: u64,
     start: u64,
+}
+
+impl Stat {
+    /// The thread does nothing any more but close its files.
+    fn has_ended(self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x') || self.flags & PF_EXITING != 0
+    }
+
+    /// When the process started, of whose first thread this is.
+    fn living(self) -> Result<u64, Cause> {
+        // A first thread that ended before the others is a zombie too, but the process lives.
+        if self.has_ended() && self.threads <= 1 { Err(Cause::ProcessGone) } else { Ok(self.start) }
+    }
 }
 
 /// What is wanted of /proc/PID/status; see proc_pid_status(5).
@@ -219,6 +283,32 @@ mod tests {
         assert_eq!(me.tracer(), Ok(None));
         drop(end);
         let _ = thread.join();
+    }
+
+    #[test]
+    fn what_is_read_through_a_thread_ends_with_it() {
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+            wait.recv()
+        });
+        let mut me = ProcDir::hold(std::process::id()).unwrap();
+        let process = Process { tgid: std::process::id(), start: me.start().unwrap() };
+        me.thread = Some(ProcDir::hold(told.recv().unwrap()).unwrap().dir);
+        assert!(!me.read("maps").unwrap().is_empty() && me.look("exe").is_ok());
+        assert!(!me.has_lost_its_thread());
+        drop(end);
+        let _ = thread.join();
+        // The thread may be seen a moment longer than its end is known here.
+        while !me.has_lost_its_thread() {
+            std::thread::yield_now();
+        }
+        assert!(me.read("maps").is_ok_and(|maps| maps.is_empty()) || me.read("maps").is_err());
+        assert_eq!(me.start(), Ok(process.start));
+        assert!(me.another_thread(process).is_some());
+        assert!(me.another_thread(Process { start: process.start + 1, ..process }).is_none());
+        assert!(me.another_thread(Process { tgid: 1, ..process }).is_none());
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub mod datagrams;
 pub mod files;
 pub mod netlink;
 pub mod netns;
+pub mod processes;
 pub mod readiness;
 pub mod socket;

@@ -84,6 +84,8 @@ impl Stage {
             ["close", name] => drop(self.sockets.remove(*name).context("no such socket")?),
             ["fork-and-wait"] => return fork_and_wait(),
             ["share-table"] => return share_table(),
+            ["end-first-thread"] => end_first_thread()?,
+            ["new-table"] => own_table(),
             ["udp-many", number] => self.udp_many(number.parse()?)?,
             ["cookie", name] => return self.cookie(name),
             ["file", how, path] => change_file(how, path)?,
@@ -467,6 +469,44 @@ fn share_table() -> Result<String> {
     let child =
         unsafe { nix::sched::clone(wait, &mut stack, nix::sched::CloneFlags::CLONE_FILES, Some(libc::SIGCHLD))? };
     Ok(child.to_string())
+}
+
+/// The process's first thread ends, and the others go on.
+fn end_first_thread() -> Result<()> {
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: ends the thread that it runs on, which never uses its stack again.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    // One more goes on with the one that acts.
+    std::thread::spawn(std::thread::park);
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    let pid = std::process::id();
+    // SAFETY: the handler makes one system call.
+    unsafe { sigaction(Signal::SIGUSR1, &action)? };
+    // SAFETY: sends a signal.
+    ensure!(unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGUSR1) } == 0, "tgkill");
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat"))?.contains(") Z ") {
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// A thread with a copy of the descriptor table, and another that shares that; both stay.
+fn own_table() {
+    let (done, wait) = std::sync::mpsc::channel();
+    let stay = || loop {
+        std::thread::park();
+    };
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).expect("a table");
+        std::thread::spawn(move || {
+            done.send(()).expect("somebody waits");
+            stay()
+        });
+        stay()
+    });
+    wait.recv().expect("they stay");
 }
 
 /// A child made with these flags maps something executable and ends.

@@ -4,6 +4,7 @@
 
 pub mod compat;
 pub mod files;
+pub mod headless;
 pub mod mappings;
 pub mod reborn;
 pub mod ring;

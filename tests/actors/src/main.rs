@@ -26,7 +26,9 @@
 //! ```
 //!
 //! Before any of them may stand `unlinked memfd` or `unlinked tmpfile`: the actor then runs from a copy of its file that
-//! has no name.
+//! has no name. Or `headless` or `headless-twin`: the first thread of the actor has ended then, and two others go on; a twin
+//! shares the memory of its parent, which is what was started. Or `beheaded`: it may end at any moment. Or `apart`: they have
+//! other descriptors than the first.
 //!
 //! `--timeout MS` (default 2000) bounds connecting and receiving. The steps are listed in [`steps`].
 
@@ -46,6 +48,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+use code::headless::Way;
 use options::Options;
 use socket::Socket;
 use steps::Stage;
@@ -67,7 +70,15 @@ fn act() -> Result<()> {
     {
         return Err(code::become_unlinked(kind, rest));
     }
-    let options = Options::parse(arguments.into_iter())?;
+    match arguments.first().and_then(|word| Way::parse(word)) {
+        Some(way) => code::headless::run(way, play),
+        None => play(),
+    }
+}
+
+fn play() -> Result<()> {
+    let arguments = std::env::args().skip(1).skip_while(|word| Way::parse(word).is_some());
+    let options = Options::parse(arguments)?;
     match options.role.as_str() {
         "udp-send" => udp_send(&options),
         "tcp-get" => tcp_get(&options),

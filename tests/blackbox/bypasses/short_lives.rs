@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::{Ns, Signal};
 
-use super::{PORTION, SINK, TIMES, TO_SINK, Trial, quiet, repeat, text};
+use super::{PORTION, SINK, TIMES, TO_SINK, Trial, quiet, repeat, rule, text};
 use crate::line::{pause, status, wait_until};
 use crate::pair::Pair;
 
@@ -24,6 +24,22 @@ fn a_datagram_of_a_denied_program_that_is_gone() -> Result<()> {
 #[test]
 fn a_datagram_of_an_allowed_program_that_is_gone() -> Result<()> {
     Trial::new("gone but allowed")?.always(TO_SINK, |pair, times| fire_and_forget(pair, &pair.good, times))
+}
+
+/// Its first thread ends while the packet is judged; another stays, and has everything that the first one had.
+fn beheaded(pair: &Pair, program: &std::path::Path, times: u64) -> Result<()> {
+    let mut helper = pair.world.actor(Ns::Local, &["idle"])?;
+    let what = format!("{} beheaded udp-send {} 1 --judged", text(program)?, pair.to4(SINK));
+    repeat(&mut helper, "run", times, &what)
+}
+
+#[test]
+fn a_datagram_of_a_program_that_loses_its_first_thread() -> Result<()> {
+    let mut trial = Trial::new("beheaded")?;
+    trial.never(TO_SINK, |pair, times| beheaded(pair, &pair.evil, times))?;
+    // What asks for more than digests needs a look.
+    trial.rules.push(rule("DROP", "ACCEPT", "!", "--anon-exec".to_owned()));
+    trial.always(TO_SINK, |pair, times| beheaded(pair, &pair.good, times))
 }
 
 /// The socket is closed, its process lives on.
