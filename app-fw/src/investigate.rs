@@ -342,7 +342,7 @@ impl Means {
             let lives_in = ProcDir::open(process).ok().and_then(|dir| dir.look("ns/net").ok());
             if lives_in.is_some_and(|(_, namespace)| namespace.ino == own) {
                 // Only the digests stay; a process that is gone already needs none.
-                let _ = self.reader().read(process, Hashing::Allowed);
+                let _ = self.reader().read(process, Hashing::Ahead);
             }
         }
     }

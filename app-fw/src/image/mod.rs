@@ -108,7 +108,12 @@ pub enum Hashing {
     Never,
     /// Yes, however long it takes.
     Allowed,
+    /// Those up to 256 MiB: nobody needs them yet. A larger one has no digest.
+    Ahead,
 }
+
+/// Bytes of a file that is hashed before a packet needs it, and before others that may be needed sooner.
+const MAX_AHEAD: u64 = 256 << 20;
 
 /// Why there is no image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -329,7 +334,8 @@ impl Reader<'_> {
         match (self.digests.get(key), hashing) {
             (Some(digest), _) => Ok(Ok(Hashed { digest, lasting: true })),
             (None, Hashing::Never) => Err(NoImage::NeedsHashing),
-            (None, Hashing::Allowed) => Ok(self.digests.hash(key, file, covered)),
+            (None, Hashing::Ahead) if key.object.size > MAX_AHEAD => Ok(Err(Cause::ObjectTooLarge)),
+            (None, Hashing::Allowed | Hashing::Ahead) => Ok(self.digests.hash(key, file, covered)),
         }
     }
 }
@@ -573,6 +579,30 @@ mod tests {
         assert_eq!(retained(Retention::Objects), beyond(true, Some(7)));
         assert_eq!(former.retaining(&now, Retention::FirstLook).beyond, beyond(false, None));
         assert_eq!(other.retaining(&former, Retention::Objects).beyond, None);
+    }
+
+    #[test]
+    fn a_large_file_is_not_hashed_ahead() {
+        let (digests, program) = (digests(), tempfile::tempdir().unwrap());
+        let program = program.path().join("large");
+        // By commands: no child of another test inherits a file that is open for writing.
+        let script = r#"cp /bin/sleep "$0" && truncate -s 257M "$0""#;
+        let made = std::process::Command::new("sh").args(["-c", script]).arg(&program).status().unwrap();
+        assert!(made.success());
+        let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let dir = ProcDir::hold(child.id()).unwrap();
+        let process = Process { tgid: child.id(), start: dir.start().unwrap() };
+        while !String::from_utf8_lossy(&dir.read("maps").unwrap()).contains("libc.so.6") {
+            std::thread::yield_now();
+        }
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: false };
+        let ahead = reader.read(process, Hashing::Ahead);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let ahead = ahead.unwrap();
+        assert_eq!((ahead.gap, ahead.program_digest), (Some(Cause::ObjectTooLarge), None));
+        let library = ahead.objects.iter().find(|object| object.path.ends_with(b"libc.so.6")).unwrap();
+        assert!(digests.get(&library.key).is_some());
     }
 
     #[test]
