@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, bounded, select};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Group;
 use shared::{Chain, Digest};
-use syscall_probe::{EventKind, Events, Options, Probe};
+use syscall_probe::{DecodeError, Event, EventKind, Events, Options, Probe};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -463,27 +463,41 @@ async fn watch_processes(events: Option<Events>, started: &Started) {
     };
     loop {
         let Ok(mut ready) = polled.readable().await else { return std::future::pending().await };
-        while let Some(event) = events.next() {
-            let event = match event {
-                Ok(event) => event,
-                Err(error) => {
-                    tracing::debug!("{error}");
-                    continue;
-                }
-            };
-            match event.kind {
-                EventKind::Exec => {
-                    let process = Process::new(event.tgid, event.start);
-                    started.mailboxes.iter().for_each(|mailbox| mailbox.tell_exec(process));
-                }
-                EventKind::BypassSocket { family, netns } => {
-                    started.bypass.note(Process::new(event.tgid, event.start), family, netns);
-                }
-            }
-        }
+        let emptied = some_of(|| events.next(), |event| take_note(event, started));
         started.bypass.mind_lost_events();
-        ready.clear_ready();
+        if emptied {
+            ready.clear_ready();
+        } else {
+            // Still ready: the kernel wakes a reader only for what comes after all was read.
+            tokio::task::yield_now().await;
+        }
     }
+}
+
+fn take_note(event: Result<Event, DecodeError>, started: &Started) {
+    let event = match event {
+        Ok(event) => event,
+        Err(error) => return tracing::debug!("{error}"),
+    };
+    let process = Process::new(event.tgid, event.start);
+    match event.kind {
+        EventKind::Exec => started.mailboxes.iter().for_each(|mailbox| mailbox.tell_exec(process)),
+        EventKind::BypassSocket { family, netns } => started.bypass.note(process, family, netns),
+    }
+}
+
+/// Events that are taken before others have their turn: processes may start as fast as they are read of.
+const EVENTS_AT_ONCE: usize = 4096;
+
+/// Takes what there is, but not more than is good at once; returns whether that was all.
+fn some_of<T>(mut next: impl FnMut() -> Option<T>, mut take: impl FnMut(T)) -> bool {
+    for _ in 0..EVENTS_AT_ONCE {
+        match next() {
+            Some(one) => take(one),
+            None => return true,
+        }
+    }
+    false
 }
 
 impl Started {
@@ -508,5 +522,21 @@ impl Started {
         bypass.fall_silent();
         journal.finish();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_ends_is_left_for_another_turn() {
+        let mut taken = 0;
+        assert!(!some_of(|| Some(()), |()| taken += 1));
+        assert_eq!(taken, EVENTS_AT_ONCE);
+        let mut few = 0..EVENTS_AT_ONCE + 1;
+        assert!(!some_of(|| few.next(), drop));
+        assert!(some_of(|| few.next(), |last| assert_eq!(last, EVENTS_AT_ONCE)));
+        assert!(some_of(|| few.next(), drop));
     }
 }

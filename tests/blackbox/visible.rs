@@ -375,6 +375,22 @@ fn who_could_send_past_netfilter_for_a_moment_is_reported() -> Result<()> {
     Ok(())
 }
 
+/// What the daemon is told while it stands still is more than it reads at once, and nothing wakes it for the rest.
+#[test]
+fn who_could_send_past_netfilter_in_a_storm_of_processes_is_reported() -> Result<()> {
+    let mut scene = Scene::new("past netfilter in a storm", &[])?;
+    pause(&scene.daemon)?;
+    let mut runner = scene.start(&["udp"])?;
+    for _ in 0..12 {
+        runner.step("run 500 /bin/true")?;
+    }
+    let pid = packet_sender(&scene.pair)?.pid();
+    scene.daemon.signal(Signal::CONT)?;
+    let event = scene.daemon.wait_event(LIMIT, is_bypass)?;
+    ensure!(event["owners"][0]["pid"] == pid && event.get("inode").is_none(), "{event}");
+    Ok(())
+}
+
 /// Without the probe nothing tells of a new one: whoever asks for the status sees it, and the events do then.
 #[test]
 fn without_the_probe_the_status_finds_who_can_send_past_netfilter() -> Result<()> {
