@@ -253,6 +253,14 @@ fn inodes(table: &str) -> impl Iterator<Item = u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arc_swap::ArcSwap;
+    use shared::Verdict;
+
+    use crate::attribute::census::Census;
+    use crate::clock::Clock;
+    use crate::image::Digests;
+    use crate::matcher::{Defaults, Ruleset};
+    use crate::namespaces::Namespaces;
 
     #[test]
     fn the_kernels_table() {
@@ -263,6 +271,32 @@ sk               RefCnt Type Proto  Iface R Rmem   User   Inode
 ";
         assert_eq!(inodes(table).collect::<Vec<_>>(), [48059, 48060]);
         assert_eq!(inodes("").count() + inodes("sk\n\nx y\n").count(), 0);
+    }
+
+    #[test]
+    fn a_socket_in_another_namespace_has_nobody_look() {
+        let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
+        let means = Means {
+            clock: Clock::new(),
+            digests: Arc::new(Digests::new([], bounded(1).0)),
+            generations: None,
+            iterator: None,
+            census: Census::default(),
+            chronicle: None,
+            namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
+        };
+        let (wake, wanted) = bounded(1);
+        let seen = Mutex::new(Seen::new(None));
+        let bypass = Bypass { means, seen, looking: Mutex::new(()), wake, lost: AtomicU64::new(0) };
+        let (maker, own) = (Process { tgid: 7, start: 1 }, bypass.own() as u32);
+        for family in [libc::AF_PACKET, libc::AF_XDP] {
+            bypass.note(maker, family as u16, own + 1);
+            assert!(wanted.is_empty() && bypass.seen().makers.is_empty());
+        }
+        bypass.note(maker, libc::AF_PACKET as u16, own);
+        assert!(!wanted.is_empty());
+        assert_eq!(bypass.seen().makers, BTreeSet::from([(BypassFamily::Packet, maker)]));
     }
 
     #[test]
