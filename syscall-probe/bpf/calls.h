@@ -213,6 +213,7 @@ static __always_inline void note_accepted(struct task_struct *task, long fd)
 	accepted.creator_start = task->group_leader->start_boottime;
 	accepted.process_generation = *(volatile u64 *)&slot->generation;
 	accepted.wide_generation = *(volatile u64 *)&all->generation;
+	accepted.lost_writers = *(volatile u64 *)&all->lost_writers;
 	if (task->files->count.counter > task->signal->live.counter)
 		accepted.flags |= CREATED_SHARED_TABLE;
 	file = file_of(task, fd);

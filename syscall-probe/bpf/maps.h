@@ -32,8 +32,9 @@ struct process_slot {
 	u64 shed_generation;  /* moves with it when something executable went */
 	s32 in_flight;	      /* calls that move `generation`, begun and not ended */
 	s32 image_in_flight;  /* calls that move `image_generation` */
-	u32 unreliable;	      /* UNRELIABLE_*; sticky: it can change without a call that we see */
-	u32 padding;
+	/* Processes that can change without a call that we see, see `distrusted`. */
+	u32 unreliable_holders;
+	u32 unreliable_images;
 };
 _Static_assert(sizeof(struct process_slot) == 48, "mirrored in src/layout.rs");
 #define UNRELIABLE_HOLDER 1u
@@ -69,8 +70,9 @@ struct created_socket {
 	u64 creator_start; /* start_boottime of the thread group leader, ns */
 	u64 process_generation;
 	u64 wide_generation;
+	u64 lost_writers; /* as in struct wide: what was lost later may be this socket's */
 };
-_Static_assert(sizeof(struct created_socket) == 32, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct created_socket) == 40, "mirrored in src/layout.rs");
 #define CREATED_RAW 1u
 #define CREATED_SHARED_TABLE 2u
 
@@ -89,7 +91,7 @@ struct connection {
 	u64 ambiguous;	 /* not of the connection: 1 if a TCP socket with this port was ever bound to a device, so that two may have
 			    the same ends */
 };
-_Static_assert(sizeof(struct connection) == 112, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct connection) == 120, "mirrored in src/layout.rs");
 
 /* Processes that wrote into a TCP socket, or in other network namespaces than the daemon's sent through any. Key: the socket's
    cookie. */
@@ -239,6 +241,15 @@ struct {
 	__type(value, struct writers);
 } writers SEC(".maps");
 
+/* UNRELIABLE_* of a process, until it ends. Key: tgid. What does not fit is distrusted for good. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PROCESS_SLOTS);
+	__type(key, u32);
+	__type(value, u32);
+} distrusted SEC(".maps");
+
 /* Who put data into a datagram that is not sent yet (MSG_MORE, UDP_CORK). Key: socket cookie. */
 struct beginner {
 	u32 tgid;
@@ -325,10 +336,18 @@ static __always_inline void move_image(u32 tgid)
 static __always_inline void distrust_process(u32 tgid, u32 what)
 {
 	struct process_slot *slot = process_slot(tgid);
+	u32 *known = bpf_map_lookup_elem(&distrusted, &tgid), news = what;
 
 	if (!slot)
 		return;
-	__sync_fetch_and_or(&slot->unreliable, what);
+	if (known)
+		news &= ~__sync_fetch_and_or(known, what);
+	else
+		bpf_map_update_elem(&distrusted, &tgid, &what, BPF_NOEXIST);
+	if (news & UNRELIABLE_HOLDER)
+		__sync_fetch_and_add(&slot->unreliable_holders, 1);
+	if (news & UNRELIABLE_IMAGE)
+		__sync_fetch_and_add(&slot->unreliable_images, 1);
 	if (what & UNRELIABLE_HOLDER)
 		move(&slot->generation);
 	if (what & UNRELIABLE_IMAGE) {

@@ -6,6 +6,44 @@
 
 #include "calls.h"
 
+/* What made an image unreliable was of the former address space. */
+static __always_inline void trust_new_image(u32 tgid)
+{
+	struct process_slot *slot = process_slot(tgid);
+	u32 *known = bpf_map_lookup_elem(&distrusted, &tgid);
+
+	if (slot && known && (__sync_fetch_and_and(known, ~UNRELIABLE_IMAGE) & UNRELIABLE_IMAGE))
+		__sync_fetch_and_add(&slot->unreliable_images, -1);
+}
+
+/* The slot is trusted again; of this process nothing is known, nor who else holds what it held. */
+static __always_inline void forget_distrust(struct task_struct *task)
+{
+	u32 tgid = task->tgid;
+	struct process_slot *slot = process_slot(tgid);
+	u32 *known = bpf_map_lookup_elem(&distrusted, &tgid), what;
+
+	if (!slot || !known)
+		return;
+	what = *(volatile u32 *)known;
+	if (what & UNRELIABLE_HOLDER) {
+		/* Not what the end of a process alone is. */
+		move(&slot->generation);
+		move(&slot->generation);
+	}
+	if (what & UNRELIABLE_IMAGE) {
+		move(&slot->shed_generation);
+		move(&slot->image_generation);
+		tell_change(CHANGE_UNCLEAR, task, 0);
+	}
+	if (bpf_map_delete_elem(&distrusted, &tgid))
+		return;
+	if (what & UNRELIABLE_HOLDER)
+		__sync_fetch_and_add(&slot->unreliable_holders, -1);
+	if (what & UNRELIABLE_IMAGE)
+		__sync_fetch_and_add(&slot->unreliable_images, -1);
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 {
@@ -27,6 +65,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 	tell_program(task);
 	if (note)
 		count_end(former, *note);
+	trust_new_image(task->tgid);
 	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
 	return 0;
 }
@@ -73,6 +112,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (task->signal->live.counter > 0)
 		return 0;
 	move_process(task->tgid);
+	forget_distrust(task);
 	tell_change(CHANGE_END, task, 0);
 	return 0;
 }

@@ -47,7 +47,7 @@ int on_queued(struct __sk_buff *message)
 	sender->queue = queue;
 	sender->tgid = tgid;
 	sender->flags = task->ptrace ? SENDER_TRACED : 0;
-	if (!(*(volatile u32 *)&slot->unreliable & UNRELIABLE_IMAGE) && !*(volatile s32 *)&slot->image_in_flight)
+	if (!*(volatile u32 *)&slot->unreliable_images && !*(volatile s32 *)&slot->image_in_flight)
 		sender->flags |= SENDER_SETTLED;
 	sender->start = task->group_leader->start_boottime;
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;

@@ -44,6 +44,7 @@ int on_sock_create(struct bpf_sock *ctx)
 	socket.creator_start = BPF_CORE_READ(task, group_leader, start_boottime);
 	socket.process_generation = *(volatile u64 *)&slot->generation;
 	socket.wide_generation = *(volatile u64 *)&all->generation;
+	socket.lost_writers = *(volatile u64 *)&all->lost_writers;
 	bpf_map_update_elem(&sockets, &cookie, &socket, BPF_ANY);
 	return ALLOW;
 }

@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::Hook;
 use crate::layout::{
     Connection, ConnectionSlot, FILE_SLOTS, FileSlot, MappedFile, PROCESS_SLOTS, ProcessSlot, SENDER_FINISHED,
-    SENDER_QUEUES, SENDER_SETTLED, SENDER_SHARED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, UNRELIABLE_HOLDER,
-    UNRELIABLE_IMAGE, Wide,
+    SENDER_QUEUES, SENDER_SETTLED, SENDER_SHARED, SENDER_SLOTS, SENDER_TRACED, Sender, SenderSlot, Wide,
 };
 use crate::sys::SharedArray;
 
@@ -102,7 +101,7 @@ impl Generations {
     /// share a descriptor table are never settled.
     pub fn process(&self, tgid: u32) -> Generation {
         let slot = self.slot(tgid);
-        self.read(&slot.generation, &slot.in_flight, slot, UNRELIABLE_HOLDER)
+        self.read(&slot.generation, &slot.in_flight, &slot.unreliable_holders)
     }
 
     /// The generation of what the process with this id is made of. It moves at exec, when the id is given to another
@@ -110,7 +109,7 @@ impl Generations {
     /// the process ends: what it was made of to its end stays true. [`Generations::wide`] moves too when the change is another process's doing.
     pub fn image(&self, tgid: u32) -> Generation {
         let slot = self.slot(tgid);
-        self.read(&slot.image_generation, &slot.image_in_flight, slot, UNRELIABLE_IMAGE)
+        self.read(&slot.image_generation, &slot.image_in_flight, &slot.unreliable_images)
     }
 
     /// Moves with [`Generations::image`] when something executable goes: at exec, when it is unmapped, replaced by another
@@ -124,12 +123,12 @@ impl Generations {
         &self.shared.processes[tgid as usize % PROCESS_SLOTS]
     }
 
-    fn read(&self, value: &AtomicU64, in_flight: &AtomicI32, slot: &ProcessSlot, unreliable: u32) -> Generation {
+    fn read(&self, value: &AtomicU64, in_flight: &AtomicI32, unreliable: &AtomicU32) -> Generation {
         // A call moves the generation before it stops being in flight. Loading in the same order, whoever sees the call
         // as over either sees its generation too or has the older one, which the next comparison finds out.
         let value = value.load(Ordering::Acquire);
         let settled = in_flight.load(Ordering::Acquire) == 0
-            && slot.unreliable.load(Ordering::Acquire) & unreliable == 0
+            && unreliable.load(Ordering::Acquire) == 0
             && self.wide_slot().in_flight.load(Ordering::Acquire) == 0
             && self.exact().processes;
         Generation { value, settled }

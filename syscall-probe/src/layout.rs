@@ -22,13 +22,9 @@ pub(crate) struct ProcessSlot {
     pub(crate) shed_generation: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     pub(crate) image_in_flight: AtomicI32,
-    pub(crate) unreliable: AtomicU32,
-    padding: AtomicU32,
+    pub(crate) unreliable_holders: AtomicU32,
+    pub(crate) unreliable_images: AtomicU32,
 }
-
-/// Bits of [`ProcessSlot::unreliable`].
-pub(crate) const UNRELIABLE_HOLDER: u32 = 1;
-pub(crate) const UNRELIABLE_IMAGE: u32 = 2;
 
 /// `struct file_slot`.
 #[repr(C)]
@@ -87,16 +83,16 @@ pub(crate) struct ConnectionSlot {
 }
 
 /// Words of the fields of a `struct connection`.
-pub(crate) const CONNECTION_FIELDS: usize = 11;
+pub(crate) const CONNECTION_FIELDS: usize = 12;
 
-const _: () = assert!(size_of::<ConnectionSlot>() == 112);
+const _: () = assert!(size_of::<ConnectionSlot>() == 120);
 const _: () = assert!(size_of::<ProcessSlot>() == 48);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 88);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
-pub(crate) const CREATED_SOCKET: usize = 32;
+pub(crate) const CREATED_SOCKET: usize = 40;
 /// Length of `struct writers`.
 pub(crate) const WRITERS: usize = 200;
 /// How many of them it has room for.
@@ -128,6 +124,8 @@ pub struct Creator {
     pub process_generation: u64,
     /// [`crate::Generations::wide`] when the socket was made.
     pub wide_generation: u64,
+    /// [`crate::Generations::lost_writers`] when the socket was made: while it is unchanged all its writers are known.
+    pub lost_writers: u64,
 }
 
 /// A process that wrote into a socket.
@@ -454,6 +452,7 @@ impl Creator {
             shared_table: flags & CREATED_SHARED_TABLE != 0,
             process_generation: u64_at(record, 16),
             wide_generation: u64_at(record, 24),
+            lost_writers: u64_at(record, 32),
         }
     }
 }
@@ -462,7 +461,7 @@ impl Creator {
     pub(crate) fn encode(&self) -> [u8; CREATED_SOCKET] {
         let flag = |set, flag| if set { flag } else { 0 };
         let flags = flag(self.raw, CREATED_RAW) | flag(self.shared_table, CREATED_SHARED_TABLE);
-        let words = [self.start, self.process_generation, self.wide_generation];
+        let words = [self.start, self.process_generation, self.wide_generation, self.lost_writers];
         let mut record = [0; CREATED_SOCKET];
         record[..4].copy_from_slice(&self.tgid.to_ne_bytes());
         record[4..8].copy_from_slice(&flags.to_ne_bytes());
@@ -508,7 +507,7 @@ impl Connection {
             bytes.copy_from_slice(&field.to_ne_bytes());
         }
         let maker = Creator::decode(&bytes(&record, 16));
-        let family = match u32_at(&record, 84) {
+        let family = match u32_at(&record, 92) {
             4 => libc::AF_INET,
             6 => libc::AF_INET6,
             _ => return None,
@@ -518,9 +517,9 @@ impl Connection {
             netns_cookie: u64_at(&record, 0),
             cookie: u64_at(&record, 8),
             maker: (maker.tgid != 0).then_some(maker),
-            local: address(family, bytes(&record, 48)).ok()?,
-            remote: address(family, bytes(&record, 64)).ok()?,
-            remote_port: u32_at(&record, 80) as u16,
+            local: address(family, bytes(&record, 56)).ok()?,
+            remote: address(family, bytes(&record, 72)).ok()?,
+            remote_port: u32_at(&record, 88) as u16,
         })
     }
 }
@@ -798,10 +797,10 @@ mod tests {
         let mut record = [0; CONNECTION_FIELDS * 8];
         put(&mut record, 0, &1_u64.to_ne_bytes());
         put(&mut record, 8, &2_u64.to_ne_bytes());
-        put(&mut record, 48, &[192, 0, 2, 1]);
-        put(&mut record, 64, &[192, 0, 2, 2, 0xff]);
-        put(&mut record, 80, &443_u32.to_ne_bytes());
-        put(&mut record, 84, &4_u32.to_ne_bytes());
+        put(&mut record, 56, &[192, 0, 2, 1]);
+        put(&mut record, 72, &[192, 0, 2, 2, 0xff]);
+        put(&mut record, 88, &443_u32.to_ne_bytes());
+        put(&mut record, 92, &4_u32.to_ne_bytes());
         let words = |record: &[u8]| -> [u64; CONNECTION_FIELDS] {
             let mut words =
                 record.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
@@ -818,11 +817,11 @@ mod tests {
         };
         assert_eq!(Connection::decode(7, &words(&record)), Some(expected));
         put(&mut record, 16, &4711_u32.to_ne_bytes());
-        put(&mut record, 84, &6_u32.to_ne_bytes());
+        put(&mut record, 92, &6_u32.to_ne_bytes());
         let found = Connection::decode(7, &words(&record)).expect("a good record");
         assert_eq!(found.maker.map(|maker| maker.tgid), Some(4711));
         assert_eq!(found.local, IpAddr::from([0xc000, 0x0201, 0, 0, 0, 0, 0, 0]));
-        put(&mut record, 84, &5_u32.to_ne_bytes());
+        put(&mut record, 92, &5_u32.to_ne_bytes());
         assert_eq!(Connection::decode(7, &words(&record)), None);
     }
 
@@ -834,9 +833,16 @@ mod tests {
         put(&mut record, 8, &1_u64.to_ne_bytes());
         put(&mut record, 16, &2_u64.to_ne_bytes());
         put(&mut record, 24, &3_u64.to_ne_bytes());
-        let (process_generation, wide_generation) = (2, 3);
-        let expected =
-            Creator { tgid: 4711, start: 1, raw: true, shared_table: true, process_generation, wide_generation };
+        put(&mut record, 32, &4_u64.to_ne_bytes());
+        let expected = Creator {
+            tgid: 4711,
+            start: 1,
+            raw: true,
+            shared_table: true,
+            process_generation: 2,
+            wide_generation: 3,
+            lost_writers: 4,
+        };
         assert_eq!(Creator::decode(&record), expected);
         assert_eq!(expected.encode(), record);
     }

@@ -112,6 +112,7 @@ pub(crate) fn older_sockets(generations: &Generations, holders: &Holders) -> io:
                 shared_table: first.shared_table,
                 process_generation: generation.value,
                 wide_generation,
+                lost_writers: 0,
             })
         };
         let writers = || {

@@ -269,6 +269,19 @@ fn a_mapping_in_a_shared_address_space_moves_everything() {
     settles(&all, actor.tgid());
 }
 
+/// Its slot is the next process's. Who held what with it is not known: it did more than end.
+#[test]
+fn distrust_ends_with_the_process() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    actor.act("io-uring");
+    let before = all.process(tgid);
+    assert!(!before.settled);
+    actor.kill();
+    comes_true(|| all.process(tgid).settled, "nobody is distrusted any more");
+    assert!(all.process(tgid).value >= before.value + 3);
+}
+
 #[test]
 fn processes_with_one_descriptor_table_are_never_settled() {
     let (all, mut actor) = (generations(), Actor::start());

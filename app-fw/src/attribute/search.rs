@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
-use syscall_probe::{Generations, Holders, SocketEnds, SocketRecord, SocketTable, Writers};
+use syscall_probe::{Creator, Generations, Holders, SocketEnds, SocketRecord, SocketTable, Writers};
 
 use super::census::{Census, is_raw, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
@@ -150,8 +150,7 @@ impl Search {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
-        // Of other packets the sender is known, or the socket is elsewhere.
-        if endpoint.protocol == Protocol::TCP || endpoint.origin == Origin::Unknown {
+        if has_writers(endpoint) {
             self.add_writers(&mut found);
         }
         for holder in &mut found.holders {
@@ -280,6 +279,10 @@ impl Search {
         previous: Option<&Owners>,
     ) -> io::Result<Found> {
         let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
+        // They are forgotten when the connection ends, which may be while its holders are looked for.
+        if has_writers(endpoint) {
+            self.add_writers(&mut found);
+        }
         let forgers = endpoint.suspect.is_some();
         let mut open = Vec::new();
         for socket in sockets {
@@ -344,7 +347,10 @@ impl Search {
         let cookies = found.cookies.clone();
         for cookie in cookies {
             let writers = sockets.writers(cookie).unwrap_or_else(|_| Writers { known: Vec::new(), more: true });
-            let all_known = !writers.more && (generations.lost_writers() == 0 || self.is_soles(cookie));
+            let lost = generations.lost_writers();
+            let none_lost = |maker: Creator| maker.lost_writers == lost;
+            let all_noted = lost == 0 || self.is_soles(cookie) || self.creator(cookie).is_some_and(none_lost);
+            let all_known = all_noted && !writers.more;
             if !all_known {
                 found.undetermined = found.undetermined.or(Some(Cause::HoldersGone));
                 found.fleeting = true;
@@ -424,7 +430,11 @@ impl Search {
 
     /// The process that made a socket, if that is known.
     fn maker(&self, cookie: u64) -> Option<Holder> {
-        Some(Holder::maker(&self.sockets.as_ref()?.creator(cookie).ok()??))
+        Some(Holder::maker(&self.creator(cookie)?))
+    }
+
+    fn creator(&self, cookie: u64) -> Option<Creator> {
+        self.sockets.as_ref()?.creator(cookie).ok()?
     }
 
     fn holder(&self, process: Process) -> Holder {
@@ -470,6 +480,11 @@ impl Search {
     pub fn count_raw_sockets(&self) -> io::Result<()> {
         self.dump().map(drop)
     }
+}
+
+/// Whether it is told who writes into the socket. Of other packets the sender is known.
+fn has_writers(endpoint: &Endpoint) -> bool {
+    endpoint.protocol == Protocol::TCP || endpoint.origin == Origin::Unknown
 }
 
 fn process_of(record: &SocketRecord) -> Process {

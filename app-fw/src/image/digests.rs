@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::statfs::fstatfs;
 use sha2::{Digest as _, Sha256};
 use shared::{Cause, Digest};
 
@@ -202,11 +203,10 @@ impl Digests {
 /// File systems whose files change without their times: at the will of a program of the user's own (FUSE) or of another
 /// machine, or by a store into a mapping of memory that is never written back. Numbers of linux/magic.h and the file
 /// systems' own headers.
-const UNSTAMPED: [i64; 11] = [
+const UNSTAMPED: [i64; 10] = [
     0x0102_1994, // tmpfs, memfd
     0x8584_58f6, // ramfs
     0x9584_58f6, // hugetlbfs
-    0x6573_5546, // FUSE
     0x6969,      // NFS
     0xff53_4d42, // CIFS
     0xfe53_4d42, // SMB2
@@ -216,15 +216,16 @@ const UNSTAMPED: [i64; 11] = [
     0x7375_7245, // Coda
 ];
 
+/// `FUSE_SUPER_MAGIC` of linux/magic.h. Whoever serves such a file sees who reads it, and can show the hasher another content
+/// than what it has mapped.
+const FUSE: i64 = 0x6573_5546;
+
 /// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h. What is below may be any of the above.
 const OVERLAY: i64 = 0x794c_7630;
 
-/// Whether every change of the file leaves a stamp. `covered`: if it is on an overlay, it does so below. May ask its file
-/// system, and so take for ever.
-fn is_stamped(key: &FileKey, file: &File, covered: bool) -> bool {
-    // All that are not have device numbers without a disk.
-    let stamps = |magic: i64| if magic == OVERLAY { covered } else { !UNSTAMPED.contains(&magic) };
-    key.is_on_disk() || nix::sys::statfs::fstatfs(file).is_ok_and(|system| stamps(system.filesystem_type().0))
+/// Whether every change of a file on such a file system leaves a stamp. `covered`: if it is on an overlay, it does so below.
+fn is_stamped(magic: i64, covered: bool) -> bool {
+    if magic == OVERLAY { covered } else { magic != FUSE && !UNSTAMPED.contains(&magic) }
 }
 
 fn hash_file(key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cause> {
@@ -234,10 +235,14 @@ fn hash_file(key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cau
     if key.object.size > MAX_OBJECT {
         return Err(Cause::ObjectTooLarge);
     }
+    let magic = fstatfs(&reader).map_err(|_| Cause::ObjectUnreadable)?.filesystem_type().0;
+    if magic == FUSE {
+        return Err(Cause::ObjectUnreadable);
+    }
     wait_until_settled(key);
     // A write stamps the file before its data are there, and a mapping stores whenever it likes: a digest lasts only if
     // nobody could write from the first byte read to the last. Who opened and closed in between left a new time.
-    let mut lasting = is_stamped(key, &reader, covered) && !written(&reader);
+    let mut lasting = is_stamped(magic, covered) && !written(&reader);
     let digest = hash_reader(&mut reader).map_err(unreadable)?;
     lasting &= !written(&reader);
     // Whatever changed is another object; the caller looks again.
