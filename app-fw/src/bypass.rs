@@ -283,6 +283,7 @@ sk               RefCnt Type Proto  Iface R Rmem   User   Inode
             iterator: None,
             census: Census::default(),
             chronicle: None,
+            mappings: None,
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
             rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
         };

@@ -205,6 +205,7 @@ fn start(
         iterator: probe.and_then(Probe::holders),
         census: Census::default(),
         chronicle: chronicle.clone(),
+        mappings: probe.and_then(Probe::mappings),
         namespaces: namespaces.clone(),
         rules: rules.clone(),
     };

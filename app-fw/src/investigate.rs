@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use nix::sys::eventfd::EventFd;
 use shared::Cause;
-use syscall_probe::{Generations, Holders, Probe};
+use syscall_probe::{Generations, Holders, Mappings, Probe};
 
 use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
@@ -152,6 +152,8 @@ pub struct Means {
     pub census: Census,
     /// What the kernel tells of processes, if it does.
     pub chronicle: Option<Arc<Chronicle>>,
+    /// The list of mappings, if it runs.
+    pub mappings: Option<Mappings>,
     /// The namespaces there are.
     pub namespaces: Arc<ArcSwap<Namespaces>>,
     /// The rules, which say what is of interest.
@@ -282,6 +284,7 @@ impl Means {
             digests: &self.digests,
             generations: self.generations.as_ref().filter(exact),
             chronicle: self.chronicle.as_deref(),
+            mappings: self.mappings.as_ref(),
             beyond: self.rules.load().asks_beyond_files(),
         }
     }

@@ -111,6 +111,9 @@ fn cost(probe: &Probe) -> Vec<String> {
                 .into(),
         );
     }
+    if probe.missing().iter().any(|(hook, _)| *hook == Hook::Mappings) {
+        cost.push("what overlays show is not seen: files in containers are hashed anew for each look".into());
+    }
     if probe.missing().iter().any(|(hook, _)| *hook == Hook::Sent) {
         cost.push(
             "who begins a datagram that another call sends (MSG_MORE, UDP_CORK) is not seen: it is undetermined".into(),

@@ -184,3 +184,32 @@ static __always_inline void tell_fork(struct task_struct *parent, struct task_st
 	change->flags = parent->mm == child->mm ? CHANGE_SHARED : 0;
 	submit(change);
 }
+
+/* A mapping of a file. */
+struct mapping_record {
+	u64 start;
+	u32 written; /* nonzero: somebody has the file open for writing, or mapped so */
+	u32 padding;
+	struct object object;
+};
+_Static_assert(sizeof(struct mapping_record) == 64, "mirrored in src/layout.rs");
+
+/* The files themselves: where an overlay shows a file, what is mapped is the one below. */
+SEC("iter/task_vma")
+int dump_mappings(struct bpf_iter__task_vma *ctx)
+{
+	struct vm_area_struct *vma = ctx->vma;
+	struct mapping_record record = {};
+	struct mapped mapped = {};
+
+	if (!ctx->task || !vma)
+		return 0;
+	look_at_object(0, vma, &mapped);
+	if (!mapped.known || !mapped.object.inode)
+		return 0;
+	record.start = vma->vm_start;
+	record.written = BPF_CORE_READ(vma, vm_file, f_inode, i_writecount.counter) > 0;
+	record.object = mapped.object;
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	return 0;
+}

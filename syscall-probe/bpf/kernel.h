@@ -68,6 +68,7 @@ struct mm_struct {
 struct file;
 
 struct vm_area_struct {
+	unsigned long vm_start;
 	unsigned long vm_end;
 	unsigned long vm_flags;
 	struct file *vm_file;
@@ -104,6 +105,7 @@ struct inode {
 	unsigned long i_ino;
 	struct super_block *i_sb;
 	s64 i_size;
+	struct atomic i_writecount; /* above 0: open for writing so often */
 };
 
 /* Since 6.11. Since 6.13 the highest bit of i_ctime_nsec says that somebody has asked for the time (I_CTIME_QUERIED). */
@@ -231,6 +233,12 @@ struct bpf_iter_meta {
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+};
+
+struct bpf_iter__task_vma {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct vm_area_struct *vma;
 };
 
 struct bpf_iter__task_file {

@@ -136,7 +136,7 @@ impl Once {
 }
 
 /// Runs an iterator that writes records of `LENGTH` bytes.
-fn list<const LENGTH: usize>(
+pub(crate) fn list<const LENGTH: usize>(
     program: &OwnedFd,
     tgid: u32,
     mut each: impl FnMut(&[u8]) -> Result<(), DecodeError>,

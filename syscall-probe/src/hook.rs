@@ -36,6 +36,8 @@ pub enum Hook {
     Sockets,
     /// The search for the holders of one socket.
     Holders,
+    /// The list of a process's mappings.
+    Mappings,
     /// A packet is put into a queue.
     Senders,
     /// A call that sends has ended.
@@ -68,7 +70,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 17] = [
+    pub const ALL: [Hook; 18] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -84,6 +86,7 @@ impl Hook {
         Hook::InodeDirty,
         Hook::Sockets,
         Hook::Holders,
+        Hook::Mappings,
         Hook::Senders,
         Hook::Sent,
     ];
@@ -106,6 +109,7 @@ impl Hook {
             Hook::InodeDirty => "inode-dirty",
             Hook::Sockets => "sockets",
             Hook::Holders => "holders",
+            Hook::Mappings => "mappings",
             Hook::Senders => "senders",
             Hook::Sent => "sent",
         }
@@ -130,6 +134,7 @@ impl Hook {
             Hook::InodeDirty => &[("on_inode_dirty", Tracepoint("writeback_mark_inode_dirty"))],
             Hook::Sockets => &[(ALL_SOCKETS, Iterator("task_file")), (BYPASS_SOCKETS, Iterator("task_file"))],
             Hook::Holders => &[(FIND_SOCKET, OnDemand), (ITS_HOLDERS, Iterator("task"))],
+            Hook::Mappings => &[(MAPPINGS, Iterator("task_vma"))],
             Hook::Senders => &[(QUEUED, QueueSocket)],
             Hook::Sent => &[("on_sent", Tracepoint("sock_send_length"))],
         }
@@ -142,6 +147,7 @@ pub(crate) const ALL_SOCKETS: &str = "dump_sockets";
 pub(crate) const BYPASS_SOCKETS: &str = "dump_bypass_sockets";
 pub(crate) const FIND_SOCKET: &str = "on_find_socket";
 pub(crate) const ITS_HOLDERS: &str = "dump_holders";
+pub(crate) const MAPPINGS: &str = "dump_mappings";
 pub(crate) const QUEUED: &str = "on_queued";
 
 impl fmt::Display for Hook {

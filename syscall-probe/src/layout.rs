@@ -103,6 +103,10 @@ pub(crate) const EVENT: usize = 24;
 pub(crate) const CHANGE: usize = 88;
 /// Length of `struct socket_record`.
 pub(crate) const SOCKET_RECORD: usize = 88;
+/// Length of `struct object`.
+const OBJECT: usize = 48;
+/// Length of `struct mapping_record`.
+pub(crate) const MAPPING_RECORD: usize = 64;
 /// Length of `struct bypass_record`.
 pub(crate) const BYPASS_RECORD: usize = 32;
 
@@ -351,6 +355,17 @@ pub struct MappedFile {
     pub magic: u64,
 }
 
+/// A mapping of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileMapping {
+    /// First address.
+    pub start: u64,
+    /// The file.
+    pub file: MappedFile,
+    /// Somebody has it open for writing, or a mapping that writes to it.
+    pub written: bool,
+}
+
 /// How what a process is made of changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -537,21 +552,36 @@ impl Event {
     }
 }
 
+impl MappedFile {
+    /// From a `struct object`.
+    fn decode(record: &[u8; OBJECT]) -> MappedFile {
+        let device = u32_at(record, 32);
+        MappedFile {
+            // `MKDEV` of the kernel's include/linux/kdev_t.h.
+            device: libc::makedev(device >> 20, device & 0xf_ffff),
+            inode: u64_at(record, 0),
+            size: u64_at(record, 8),
+            mtime: u64_at(record, 16).cast_signed(),
+            ctime: u64_at(record, 24).cast_signed(),
+            generation: u32_at(record, 36),
+            magic: u64_at(record, 40),
+        }
+    }
+}
+
+impl FileMapping {
+    pub(crate) fn decode(record: &[u8]) -> Result<FileMapping, DecodeError> {
+        let record: &[u8; MAPPING_RECORD] = exact(record)?;
+        let file = MappedFile::decode(&bytes(record, 16));
+        Ok(FileMapping { start: u64_at(record, 0), file, written: u32_at(record, 8) != 0 })
+    }
+}
+
 impl Change {
     pub(crate) fn decode(record: &[u8]) -> Result<Change, DecodeError> {
         let record: &[u8; CHANGE] = exact(record)?;
         let flags = u32_at(record, 36);
-        let device = u32_at(record, 72);
-        let file = MappedFile {
-            // `MKDEV` of the kernel's include/linux/kdev_t.h.
-            device: libc::makedev(device >> 20, device & 0xf_ffff),
-            inode: u64_at(record, 40),
-            size: u64_at(record, 48),
-            mtime: u64_at(record, 56).cast_signed(),
-            ctime: u64_at(record, 64).cast_signed(),
-            generation: u32_at(record, 76),
-            magic: u64_at(record, 80),
-        };
+        let file = MappedFile::decode(&bytes(record, 40));
         let kind = match u32_at(record, 0) {
             1 => ChangeKind::Program(file),
             2 => ChangeKind::Object(file),

@@ -33,6 +33,7 @@ mod generations;
 mod holders;
 mod hook;
 mod layout;
+mod mappings;
 mod probe;
 mod sockets;
 mod sys;
@@ -43,8 +44,9 @@ pub use generations::{Exact, FileWatch, Generation, Generations};
 pub use holders::Holders;
 pub use hook::{Hook, UnknownHook};
 pub use layout::{
-    BypassRecord, Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, MappedFile, Sender,
-    SocketEnds, SocketRecord, Writer, Writers,
+    BypassRecord, Change, ChangeKind, Connection, Creator, DecodeError, Event, EventKind, FileMapping, MappedFile,
+    Sender, SocketEnds, SocketRecord, Writer, Writers,
 };
+pub use mappings::Mappings;
 pub use probe::{Options, Probe};
 pub use sockets::{LookupError, SocketTable};

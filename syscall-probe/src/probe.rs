@@ -17,8 +17,9 @@ use crate::error::describe;
 use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, OfOneSocket, read_some};
-use crate::hook::{ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, Place, QUEUED, RUNNING_TASKS};
+use crate::hook::{ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, MAPPINGS, Place, QUEUED, RUNNING_TASKS};
 use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
+use crate::mappings::Mappings;
 use crate::sockets::{OlderSocket, SocketTable, older_sockets};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
 use crate::{Hook, LoadError, cgroup};
@@ -43,6 +44,7 @@ pub struct Probe {
     shared: Arc<Shared>,
     sockets: SocketTable,
     holders: Option<Holders>,
+    mappings: Option<Mappings>,
     events: Option<Events>,
     changes: Option<Changes>,
     missing: Vec<(Hook, String)>,
@@ -89,6 +91,8 @@ impl Probe {
         let events = Events::new(ring(&mut programs, "events")?);
         let changes = Changes::new(ring(&mut programs, "image_changes")?);
         let holders = holders(&programs, &missing);
+        let mappings = missing.iter().all(|(hook, _)| *hook != Hook::Mappings);
+        let mappings = mappings.then(|| program_descriptor(&programs, MAPPINGS).ok()).flatten().map(Mappings::new);
         let exact = Exact::without(&missing);
         let shared =
             Shared { processes, ports, connections, senders, files, wide, exact, detached: AtomicBool::new(false) };
@@ -98,7 +102,7 @@ impl Probe {
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
-        Ok(Probe { shared, sockets, holders, events, changes, missing, programs })
+        Ok(Probe { shared, sockets, holders, mappings, events, changes, missing, programs })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.
@@ -119,6 +123,11 @@ impl Probe {
     /// The listers of open sockets; `None` without [`Hook::Sockets`].
     pub fn holders(&self) -> Option<Holders> {
         self.holders.clone()
+    }
+
+    /// The lister of mappings; `None` without [`Hook::Mappings`].
+    pub fn mappings(&self) -> Option<Mappings> {
+        self.mappings.clone()
     }
 
     /// Has [`Generations::sender`] know the packets of the queue that this netlink socket serves, until the socket is

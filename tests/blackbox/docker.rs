@@ -11,7 +11,7 @@ use harness::servers::PAGE;
 use harness::{Actor, Captured, Counter, Docker, LIMIT, Ns, Server, World, world};
 use serde_json::Value;
 
-use crate::line::wait_until;
+use crate::line::{queue_status, wait_until};
 
 const ACTOR: &str = "/usr/bin/actor";
 const CURL: &str = "/usr/bin/curl";
@@ -176,6 +176,34 @@ fn a_tampered_copy_in_a_second_container_of_the_image_is_told_apart() -> Result<
         ensure!(from.has(pid), "{pid} is not of that container: {event}");
         assert_eq!(event["owners"][0]["program"], **program);
         assert_eq!(event["owners"][0]["path"], ACTOR);
+    }
+    Ok(())
+}
+
+/// What counts is the file that is mapped, below the overlay: once its digest is known, the program is as cheap as any other,
+/// also one that is older than the daemon.
+#[test]
+fn programs_of_an_image_are_looked_at_once() -> Result<()> {
+    const PACKETS: u64 = 50;
+    let world = World::new("docker once")?;
+    let docker = Docker::start(&world, Ns::Local)?;
+    queue_from(&world, "docker0")?;
+    let older = docker.container(&[])?;
+    let mut older_sender = Sender::start(&world, &older, world.peer4(), 9)?;
+    let daemon = world.daemon(&[])?;
+    let younger = docker.container(&[])?;
+    for container in [&older, &younger] {
+        ctl(&world, &format!("-A -c OUTPUT -v DROP -n {} --sng-hash {}", container.netns(), "0".repeat(64)))?;
+    }
+    let mut younger_sender = Sender::start(&world, &younger, world.peer4(), 10)?;
+    for sender in [&mut older_sender, &mut younger_sender] {
+        sender.passes()?;
+        let waited = || Ok::<_, anyhow::Error>(queue_status(&daemon.files().socket, 0)?.parked);
+        let before = waited()?;
+        (0..PACKETS).try_for_each(|_| sender.passes())?;
+        let more = waited()? - before;
+        // Others' calls may make a moment a bad one.
+        ensure!(more < PACKETS / 5, "{more} of {PACKETS} packets waited for a look");
     }
     Ok(())
 }

@@ -14,9 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::statfs::fstatfs;
 use sha2::{Digest as _, Sha256};
 use shared::{Cause, Digest};
+use syscall_probe::{FileMapping, MappedFile, Mappings};
 
 use crate::store::ObjectKey;
-use crate::sys::files::{FileFacts, facts, has_writers};
+use crate::sys::files::{FileFacts, MappedPage, facts, has_writers};
 
 /// Names the content of a file, as long as the kernel stamps every change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -67,6 +68,30 @@ const SETTLING: Duration = Duration::from_millis(20);
 
 /// Larger than any program; a sparse file can claim to be of any size. Bytes.
 const MAX_OBJECT: u64 = 4 << 30;
+
+/// What tells which file it is that an overlay shows: it shows another when somebody has written to it.
+#[derive(Clone, Copy)]
+pub struct Below<'a> {
+    /// The kernel's list of mappings.
+    pub mappings: &'a Mappings,
+    /// The file that a process has mapped. `key` is its key, and the digest lasts as that of any other file.
+    pub mapped: Option<&'a MappedFile>,
+}
+
+impl Below<'_> {
+    /// What is shown to whoever reads `reader`.
+    fn look(&self, reader: &File) -> Result<FileMapping, Cause> {
+        let unreadable = |_| Cause::ObjectUnreadable;
+        let page = MappedPage::new(reader.as_fd()).map_err(unreadable)?;
+        let own = self.mappings.of_process(std::process::id()).map_err(unreadable)?;
+        let shown = own.into_iter().find(|mapping| mapping.start == page.start()).ok_or(Cause::ObjectUnreadable)?;
+        let is_mapped = |mapped: &MappedFile| (mapped.device, mapped.inode) == (shown.file.device, shown.file.inode);
+        if shown.file.magic == FUSE as u64 || !self.mapped.is_none_or(is_mapped) {
+            return Err(Cause::ObjectUnreadable);
+        }
+        Ok(shown)
+    }
+}
 
 /// What one read takes at once, bytes.
 const CHUNK: usize = 256 * 1024;
@@ -156,13 +181,12 @@ impl Digests {
         }
     }
 
-    /// The digest of the file behind `file` (which may be opened with `O_PATH`), hashed if need be. `covered`: if it is on an
-    /// overlay, the file below is on a file system that tells of every change. If another thread is
-    /// hashing it already, waits for that thread.
+    /// The digest of the file behind `file` (which may be opened with `O_PATH`), hashed if need be. `below`: what tells which
+    /// file an overlay shows. If another thread is hashing it already, waits for that thread.
     ///
     /// # Errors
     /// The file cannot be read, is no longer the one `key` describes, or changes all the time.
-    pub fn hash(&self, key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cause> {
+    pub fn hash(&self, key: &FileKey, file: &OwnedFd, below: Option<Below<'_>>) -> Result<Hashed, Cause> {
         let mut hashing = self.hashing();
         while hashing.contains(key) {
             hashing = self.hashed.wait(hashing).unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +196,7 @@ impl Digests {
         }
         hashing.insert(*key);
         drop(hashing);
-        let result = hash_file(key, file, covered);
+        let result = hash_file(key, file, below);
         if let Ok(Hashed { digest, lasting: true }) = result {
             self.remember(*key, digest);
         }
@@ -218,17 +242,17 @@ const UNSTAMPED: [i64; 10] = [
 
 /// `FUSE_SUPER_MAGIC` of linux/magic.h. Whoever serves such a file sees who reads it, and can show the hasher another content
 /// than what it has mapped.
-const FUSE: i64 = 0x6573_5546;
+pub(super) const FUSE: i64 = 0x6573_5546;
 
 /// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h. What is below may be any of the above.
 const OVERLAY: i64 = 0x794c_7630;
 
-/// Whether every change of a file on such a file system leaves a stamp. `covered`: if it is on an overlay, it does so below.
-fn is_stamped(magic: i64, covered: bool) -> bool {
-    if magic == OVERLAY { covered } else { magic != FUSE && !UNSTAMPED.contains(&magic) }
+/// Whether every change of a file on such a file system leaves a stamp.
+fn is_stamped(magic: i64) -> bool {
+    magic != OVERLAY && magic != FUSE && !UNSTAMPED.contains(&magic)
 }
 
-fn hash_file(key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cause> {
+fn hash_file(key: &FileKey, file: &OwnedFd, below: Option<Below<'_>>) -> Result<Hashed, Cause> {
     let unreadable = |_| Cause::ObjectUnreadable;
     // Opened anew: `file` may be a mere place.
     let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unreadable)?;
@@ -240,14 +264,27 @@ fn hash_file(key: &FileKey, file: &OwnedFd, covered: bool) -> Result<Hashed, Cau
         return Err(Cause::ObjectUnreadable);
     }
     wait_until_settled(key);
+    let below = below.filter(|_| magic == OVERLAY);
+    let before = below.map(|below| below.look(&reader)).transpose()?;
+    let is_below = below.is_some_and(|below| below.mapped.is_some());
+    let is_written = |shown: &Option<FileMapping>| shown.is_some_and(|shown| shown.written);
     // A write stamps the file before its data are there, and a mapping stores whenever it likes: a digest lasts only if
     // nobody could write from the first byte read to the last. Who opened and closed in between left a new time.
-    let mut lasting = is_stamped(magic, covered) && !written(&reader);
+    let mut lasting = (is_below || is_stamped(magic)) && !is_written(&before) && !written(&reader);
     let digest = hash_reader(&mut reader).map_err(unreadable)?;
-    lasting &= !written(&reader);
+    let after = below.map(|below| below.look(&reader)).transpose()?;
+    lasting &= !is_written(&after) && !written(&reader);
     // Whatever changed is another object; the caller looks again.
-    let now = facts(&reader).map_err(unreadable)?;
-    if FileKey::new(&now) == *key { Ok(Hashed { digest, lasting }) } else { Err(Cause::ObjectChanging) }
+    let now =
+        if is_below { after.map(|shown| key_of(&shown.file)) } else { facts(&reader).ok().as_ref().map(FileKey::new) };
+    let shows_the_same = before.map(|shown| key_of(&shown.file)) == after.map(|shown| key_of(&shown.file));
+    if now == Some(*key) && shows_the_same { Ok(Hashed { digest, lasting }) } else { Err(Cause::ObjectChanging) }
+}
+
+/// The key of a file as the kernel tells of it.
+pub(super) fn key_of(file: &MappedFile) -> FileKey {
+    let MappedFile { device, inode, size, mtime, ctime, .. } = *file;
+    ObjectKey { dev: device, ino: inode, size, mtime_ns: mtime, ctime_ns: ctime }.into()
 }
 
 /// Where the file system does not tell, somebody may.
@@ -313,14 +350,14 @@ mod tests {
         std::fs::write(&path, b"abc").unwrap();
         let (key, fd) = look(&path);
         assert_eq!(digests.get(&key), None);
-        assert_eq!(digests.hash(&key, &fd, false), lasting(b"abc"));
+        assert_eq!(digests.hash(&key, &fd, None), lasting(b"abc"));
         assert_eq!(digests.get(&key), Some(Digest::of(b"abc")));
         assert_eq!(kept.len(), usize::from(key.is_on_disk()));
         std::fs::write(&path, b"abd").unwrap();
-        assert_eq!(hash_file(&key, &fd, false), Err(Cause::ObjectChanging));
+        assert_eq!(hash_file(&key, &fd, None), Err(Cause::ObjectChanging));
         let (changed, fd) = look(&path);
         assert_ne!(changed, key);
-        assert_eq!(digests.hash(&changed, &fd, false), lasting(b"abd"));
+        assert_eq!(digests.hash(&changed, &fd, None), lasting(b"abd"));
         assert_eq!(digests.len(), 2);
     }
 
@@ -349,10 +386,10 @@ mod tests {
         let writer = OpenOptions::new().write(true).open(&path).unwrap();
         let (key, fd) = look(&path);
         let fleeting = Hashed { digest: Digest::of(b"abc"), lasting: false };
-        assert_eq!(digests.hash(&key, &fd, false), Ok(fleeting));
+        assert_eq!(digests.hash(&key, &fd, None), Ok(fleeting));
         assert_eq!(digests.get(&key), None);
         drop(writer);
-        assert_eq!(digests.hash(&key, &fd, false), lasting(b"abc"));
+        assert_eq!(digests.hash(&key, &fd, None), lasting(b"abc"));
         assert_eq!(digests.len(), 1);
     }
 
@@ -368,7 +405,7 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let (digests, fd) = (digests.clone(), fd.clone());
-                std::thread::spawn(move || digests.hash(&key, &fd, false))
+                std::thread::spawn(move || digests.hash(&key, &fd, None))
             })
             .collect();
         for thread in threads {
@@ -381,6 +418,6 @@ mod tests {
     fn what_cannot_be_read_is_an_error() {
         let (digests, _kept) = digests();
         let (key, fd) = look(path::Path::new("/"));
-        assert_eq!(digests.hash(&key, &fd, false), Err(Cause::ObjectUnreadable));
+        assert_eq!(digests.hash(&key, &fd, None), Err(Cause::ObjectUnreadable));
     }
 }

@@ -12,18 +12,20 @@ pub mod maps;
 pub mod pages;
 pub mod process;
 
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared::{Cause, Digest};
-use syscall_probe::{FileWatch, Generation, Generations, MappedFile};
+use syscall_probe::{FileWatch, Generation, Generations, MappedFile, Mappings};
 
 pub use chronicle::Chronicle;
 pub use digests::{Digests, FileKey, Hashed};
 pub use process::{ProcDir, Process, TICK};
 
-use crate::store::ObjectKey;
 use crate::sys::files::FileFacts;
+use digests::{Below, FUSE, key_of};
 use maps::{Executable, Mapping};
 
 /// One object of an image.
@@ -141,6 +143,8 @@ pub struct Reader<'a> {
     pub generations: Option<&'a Generations>,
     /// What the kernel told of processes, if it does.
     pub chronicle: Option<&'a Chronicle>,
+    /// Which files processes have mapped, if the kernel tells.
+    pub mappings: Option<&'a Mappings>,
     /// Whether somebody wants to know of more than files.
     pub beyond: bool,
 }
@@ -186,9 +190,9 @@ impl Reader<'_> {
         // Generations first, then a look, then the generations again: what is in between is one moment's truth.
         let generation = self.generations.map(|generations| Moment::of(process, generations));
         let executable = read_maps(dir)?;
-        // After the mappings were read: whatever is among them is in the account, or there is none.
-        let covered = self.is_covered(process);
-        let Some(found) = self.objects(dir, &executable, hashing, covered)? else { return Ok(None) };
+        let look =
+            Look { dir, hashing, process, mappings: self.mappings, mapped: OnceCell::new(), shown: RefCell::default() };
+        let Some(found) = self.objects(&look, &executable)? else { return Ok(None) };
         let beyond = if self.beyond { Some(Beyond::look(dir, &executable)?) } else { None };
         let unmoved = match (generation, self.generations) {
             (Some(generation), Some(generations)) => generation.is_now(process, generations),
@@ -236,12 +240,6 @@ impl Reader<'_> {
         moment.is_now(process, generations).then(|| finish(process, program, found, beyond, Some(moment)))
     }
 
-    /// Whether all files of the process are, below whatever overlay, on file systems whose every change is told.
-    fn is_covered(&self, process: Process) -> bool {
-        let account = self.chronicle.and_then(|chronicle| chronicle.of(process));
-        account.is_some_and(|account| account.files.iter().all(|file| FileWatch::covers(file.magic)))
-    }
-
     /// Whether another look finds the same files mapped: the way to tell without generations. Memory without a file may
     /// come and go meanwhile, as it does in any process that compiles at run time.
     fn stands_still(&self, dir: &ProcDir, executable: &Executable) -> Result<bool, Cause> {
@@ -249,24 +247,21 @@ impl Reader<'_> {
     }
 
     /// The objects behind the mappings and the program. `None` if a mapping vanished meanwhile.
-    fn objects(
-        &self,
-        dir: &ProcDir,
-        executable: &Executable,
-        hashing: Hashing,
-        covered: bool,
-    ) -> Result<Option<Found>, NoImage> {
+    fn objects(&self, look: &Look<'_>, executable: &Executable) -> Result<Option<Found>, NoImage> {
         let epoch = self.generations.map_or(0, Generations::file_epoch);
         let objects = Vec::with_capacity(executable.files.len());
         let mut found = Found { objects, lasting: true, files: Vec::new(), epoch, program: None };
         for mapping in &executable.files {
-            let Some(seen) = self.mapped(dir, mapping, hashing, covered)? else { return Ok(None) };
+            let name = format!("map_files/{}", mapping.file_name());
+            let place = Place { name: &name, mapping: Some(mapping), path: mapping.path.clone() };
+            let Some(seen) = self.object(look, place)? else { return Ok(None) };
             found.add(seen);
         }
         // The program is part of the image even if it unmapped its own file.
-        let Some(seen) = self.object(dir, "exe", 0, dir.link("exe").unwrap_or_default(), hashing, covered)? else {
+        let place = Place { name: "exe", mapping: None, path: look.dir.link("exe").unwrap_or_default() };
+        let Some(seen) = self.object(look, place)? else {
             // It is there as long as the process is; that it cannot be looked at must not leave it out.
-            dir.start()?;
+            look.dir.start()?;
             return Err(Cause::ObjectUnreadable.into());
         };
         found.program = Some(seen.object.key);
@@ -274,81 +269,121 @@ impl Reader<'_> {
         Ok(Some(found))
     }
 
-    fn mapped(
-        &self,
-        dir: &ProcDir,
-        mapping: &Mapping,
-        hashing: Hashing,
-        covered: bool,
-    ) -> Result<Option<Seen>, NoImage> {
-        let name = format!("map_files/{}", mapping.file_name());
-        self.object(dir, &name, mapping.inode, mapping.path.clone(), hashing, covered)
-    }
-
-    /// The object that the link `name` leads to. `None` if there is no such link any more.
-    fn object(
-        &self,
-        dir: &ProcDir,
-        name: &str,
-        inode: u64,
-        path: Vec<u8>,
-        hashing: Hashing,
-        covered: bool,
-    ) -> Result<Option<Seen>, NoImage> {
-        let Ok((mut file, mut facts)) = dir.look(name) else { return Ok(None) };
+    /// The object that is there. `None` if nothing is any more.
+    fn object(&self, look: &Look<'_>, place: Place<'_>) -> Result<Option<Seen>, NoImage> {
+        let Place { name, mapping, path } = place;
+        let Ok((mut file, mut facts)) = look.dir.look(name) else { return Ok(None) };
+        let is_plain = is_watched(&FileKey::new(&facts), &file);
+        if !is_plain && let (Some(mapped), Some(generations)) = (look.below(&facts, mapping), self.generations) {
+            let key = key_of(&mapped);
+            let watch = Some(generations.watch_mapped(&mapped));
+            if mapped.magic == FUSE as u64 {
+                return Ok(Some(self.seen(key, path, watch, false, Err(Cause::ObjectUnreadable))));
+            }
+            let hashed = self.digest(look, &key, &facts, &file, Some(&mapped))?;
+            return Ok(Some(self.seen(key, path, watch, true, hashed)));
+        }
         let mut watch = None;
         if let Some(generations) = self.generations {
             // Watched before the look that counts, so that no change falls between.
-            let inode = if inode == 0 { facts.ino } else { inode };
+            let inode = mapping.map_or(facts.ino, |mapping| mapping.inode);
             let slot = generations.watch_file(inode);
             watch = Some((slot, generations.file(slot)));
-            match dir.look(name) {
+            match look.dir.look(name) {
                 Ok(again) => (file, facts) = again,
                 Err(_) => return Ok(None),
             }
         }
         let key = FileKey::new(&facts);
-        let watched = self.generations.is_some() && key.is_on_disk() && is_watched(&file);
-        let (digest, lasting) = match self.digest(&key, &facts, &file, hashing, covered)? {
-            Ok(hashed) => {
-                self.digests.note_path(&key, &path);
-                (Ok(hashed.digest), hashed.lasting && watched)
-            }
-            Err(cause) => (Err(cause), watched),
-        };
-        Ok(Some(Seen { object: Object { key, digest, path }, watch, lasting }))
+        let watched = self.generations.is_some() && is_watched(&key, &file);
+        let hashed = self.digest(look, &key, &facts, &file, None)?;
+        Ok(Some(self.seen(key, path, watch, watched, hashed)))
     }
 
+    /// `watched`: the kernel tells of every change.
+    fn seen(
+        &self,
+        key: FileKey,
+        path: Vec<u8>,
+        watch: Option<(FileWatch, u32)>,
+        watched: bool,
+        hashed: Result<Hashed, Cause>,
+    ) -> Seen {
+        if hashed.is_ok() {
+            self.digests.note_path(&key, &path);
+        }
+        let lasting = watched && hashed.as_ref().map_or(true, |hashed| hashed.lasting);
+        Seen { object: Object { key, digest: hashed.map(|hashed| hashed.digest), path }, watch, lasting }
+    }
+
+    /// `mapped`: the file itself, where an overlay shows it.
     fn digest(
         &self,
+        look: &Look<'_>,
         key: &FileKey,
         facts: &FileFacts,
         file: &OwnedFd,
-        hashing: Hashing,
-        covered: bool,
+        mapped: Option<&MappedFile>,
     ) -> Result<Result<Hashed, Cause>, NoImage> {
         if !facts.regular {
             // A device may be mapped executable; reading it would mean something else.
             return Ok(Err(Cause::ObjectUnreadable));
         }
-        match (self.digests.get(key), hashing) {
+        match (self.digests.get(key), look.hashing) {
             (Some(digest), _) => Ok(Ok(Hashed { digest, lasting: true })),
             (None, Hashing::Never) => Err(NoImage::NeedsHashing),
             (None, Hashing::Ahead) if key.object.size > MAX_AHEAD => Ok(Err(Cause::ObjectTooLarge)),
-            (None, Hashing::Allowed | Hashing::Ahead) => Ok(self.digests.hash(key, file, covered)),
+            (None, Hashing::Allowed | Hashing::Ahead) => {
+                let below = self.mappings.map(|mappings| Below { mappings, mapped });
+                Ok(self.digests.hash(key, file, below))
+            }
         }
     }
 }
 
-fn key_of(file: &MappedFile) -> FileKey {
-    let MappedFile { device, inode, size, mtime, ctime, .. } = *file;
-    ObjectKey { dev: device, ino: inode, size, mtime_ns: mtime, ctime_ns: ctime }.into()
+/// One look at a process.
+struct Look<'a> {
+    dir: &'a ProcDir,
+    hashing: Hashing,
+    process: Process,
+    mappings: Option<&'a Mappings>,
+    /// The files that are mapped, by address; asked for when there is need.
+    mapped: OnceCell<HashMap<u64, MappedFile>>,
+    /// What is behind the files that overlays show.
+    shown: RefCell<HashMap<FileKey, MappedFile>>,
 }
 
-/// Whether the kernel tells of every change of the file. To be asked of file systems on disks only: others could take
-/// for ever to answer.
-fn is_watched(file: &OwnedFd) -> bool {
-    nix::sys::statfs::fstatfs(file).is_ok_and(|system| FileWatch::covers(system.filesystem_type().0 as u64))
+impl Look<'_> {
+    /// The file that is mapped, if an overlay shows it and its digest can be kept, or if it must not be read. `mapping`: none for the program, which most often is mapped too.
+    fn below(&self, facts: &FileFacts, mapping: Option<&Mapping>) -> Option<MappedFile> {
+        let shown = FileKey::new(facts);
+        let mappings = self.mappings?;
+        let Some(mapping) = mapping else { return self.shown.borrow().get(&shown).copied() };
+        let mapped = self.mapped.get_or_init(|| {
+            let all = mappings.of_process(self.process.tgid).unwrap_or_default();
+            all.into_iter().map(|mapping| (mapping.start, mapping.file)).collect()
+        });
+        let mapped = *mapped.get(&mapping.start)?;
+        if !FileWatch::covers(mapped.magic) && mapped.magic != FUSE as u64 {
+            return None;
+        }
+        self.shown.borrow_mut().insert(shown, mapped);
+        Some(mapped)
+    }
+}
+
+/// Where /proc shows an object.
+struct Place<'a> {
+    name: &'a str,
+    mapping: Option<&'a Mapping>,
+    path: Vec<u8>,
+}
+
+/// Whether the kernel tells of every change of the file. Asks file systems on disks only: others could take for ever to
+/// answer.
+fn is_watched(key: &FileKey, file: &OwnedFd) -> bool {
+    let covers = |system: nix::sys::statfs::Statfs| FileWatch::covers(system.filesystem_type().0 as u64);
+    key.is_on_disk() && nix::sys::statfs::fstatfs(file).is_ok_and(covers)
 }
 
 /// An object as found.
@@ -522,6 +557,7 @@ impl Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ObjectKey;
 
     fn digests() -> Digests {
         Digests::new([], crossbeam_channel::bounded(1).0)
@@ -535,7 +571,7 @@ mod tests {
     #[test]
     fn this_process_is_made_of_its_program_and_libraries() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: true };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, mappings: None, beyond: true };
         assert_eq!(reader.read(me(), Hashing::Never).err(), Some(NoImage::NeedsHashing));
         let image = reader.read(me(), Hashing::Allowed).unwrap();
         let program = std::fs::read("/proc/self/exe").unwrap();
@@ -595,7 +631,7 @@ mod tests {
         while !String::from_utf8_lossy(&dir.read("maps").unwrap()).contains("libc.so.6") {
             std::thread::yield_now();
         }
-        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: false };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, mappings: None, beyond: false };
         let ahead = reader.read(process, Hashing::Ahead);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -608,7 +644,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_has_no_image() {
         let digests = digests();
-        let reader = Reader { digests: &digests, generations: None, chronicle: None, beyond: true };
+        let reader = Reader { digests: &digests, generations: None, chronicle: None, mappings: None, beyond: true };
         let gone = Process { start: me().start + 1, ..me() };
         assert_eq!(reader.read(gone, Hashing::Allowed).err(), Some(NoImage::Because(Cause::ProcessGone)));
     }

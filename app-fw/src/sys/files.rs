@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
 
 /// `STATX_MNT_ID_UNIQUE` of linux/stat.h: a mount's number that is never given again.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
@@ -72,6 +73,42 @@ pub fn has_writers(file: BorrowedFd<'_>) -> Option<bool> {
     match io::Error::last_os_error().raw_os_error() {
         Some(libc::EAGAIN) => Some(true),
         _ => None,
+    }
+}
+
+/// A page of a file, mapped for the kernel to show which file that is. Nobody reads it: who cuts the file short kills its
+/// reader.
+pub struct MappedPage {
+    start: NonNull<libc::c_void>,
+}
+
+const PAGE: usize = 4096;
+
+impl MappedPage {
+    /// Maps the beginning of `file`, which is open for reading.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn new(file: BorrowedFd<'_>) -> io::Result<MappedPage> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process.
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+        match NonNull::new(start) {
+            Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(MappedPage { start }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Its address.
+    pub fn start(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+}
+
+impl Drop for MappedPage {
+    fn drop(&mut self) {
+        // SAFETY: exactly what mmap returned, and nobody has a reference into it.
+        unsafe { libc::munmap(self.start.as_ptr(), PAGE) };
     }
 }
 

@@ -42,6 +42,37 @@ fn a_datagram_of_a_program_that_loses_its_first_thread() -> Result<()> {
     trial.always(TO_SINK, |pair, times| beheaded(pair, &pair.good, times))
 }
 
+/// The same for programs on an overlay, as containers have them: another one than that on which the program was looked at.
+#[test]
+fn a_datagram_of_a_program_of_a_container_that_is_gone() -> Result<()> {
+    /// Each in a mount namespace of its own; what it runs is in `merged`.
+    const OVERLAY: &str = r#"cd "$1" && mkdir -p "$2/upper" "$2/work" "$2/merged" &&
+        mount -t overlay overlay -o "lowerdir=lower,upperdir=$2/upper,workdir=$2/work" "$2/merged" &&
+        mkdir -p merged && mount --bind "$2/merged" merged && shift 2 && exec "$@""#;
+    let mut trial = Trial::new("container")?;
+    let folder = trial.pair.world.folder().to_owned();
+    let lower = folder.join("lower");
+    std::fs::create_dir(&lower)?;
+    for program in [&trial.pair.good, &trial.pair.evil] {
+        let name = program.file_name().context("a name")?;
+        std::fs::copy(program, lower.join(name))?;
+    }
+    let inside = |name: &str, program: &str, arguments: &[&str]| {
+        let head = ["-m", "sh", "-c", OVERLAY, "sh", text(&folder)?, name, program];
+        trial.pair.start(std::path::Path::new("unshare"), &[&head[..], arguments].concat())
+    };
+    let mut looked_at = inside("one", "merged/good", &["udp", &trial.pair.to4(super::ECHO)])?;
+    let mut good = inside("two", text(&trial.pair.good)?, &["idle"])?;
+    let mut evil = inside("three", text(&trial.pair.good)?, &["idle"])?;
+    trial.rules[1].put(&trial.pair)?;
+    looked_at.step("converse 2")?;
+    let run = |helper: &mut harness::Actor, program: &str, pair: &Pair, times: u64| {
+        repeat(helper, "run", times, &format!("merged/{program} udp-send {} 1", pair.to4(SINK)))
+    };
+    trial.never(TO_SINK, |pair, times| run(&mut evil, "evil", pair, times))?;
+    trial.always(TO_SINK, |pair, times| run(&mut good, "good", pair, times))
+}
+
 /// The socket is closed, its process lives on.
 #[test]
 fn a_datagram_whose_socket_is_closed() -> Result<()> {
