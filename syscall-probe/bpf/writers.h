@@ -33,14 +33,21 @@ static __always_inline void note_writer(struct sock *sk)
 	struct writers *known, first = {};
 	struct wide *all;
 
-	/* The kernel's own connections have no cookie or no process. */
-	if (!cookie || !slot || !task->mm)
+	if (!cookie || !slot)
+		return;
+	/* A thread of the kernel writes for somebody: whose data a socket map or a file system puts into a socket that a process
+	   made nobody can tell. The kernel's own sockets have no open file. */
+	if (!task->mm && !BPF_CORE_READ(sk, sk_socket, file))
 		return;
 	start = task->group_leader->start_boottime;
 	wrote = *(volatile u64 *)&slot->exec_generation;
 	known = bpf_map_lookup_elem(&writers, &cookie);
+	if (!task->mm && known) {
+		known->count = WRITERS + 1;
+		return;
+	}
 	if (!known) {
-		first.count = 1;
+		first.count = task->mm ? 1 : WRITERS + 1;
 		first.writers[0].tgid = tgid;
 		first.writers[0].start = start;
 		first.writers[0].wrote = wrote;

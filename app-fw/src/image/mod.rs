@@ -132,6 +132,9 @@ impl From<Cause> for NoImage {
     }
 }
 
+/// Executable mappings of files. Each is looked at, so whoever has more keeps others waiting; no program has nearly as many.
+const MAX_MAPPINGS: usize = 4096;
+
 /// A process that changes its mappings under the reader is tried so often.
 const ATTEMPTS: usize = 4;
 
@@ -461,7 +464,8 @@ fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     if text.is_empty() {
         return Err(Cause::ProcessGone);
     }
-    maps::parse(&text).map_err(|_| Cause::MapsUnreadable)
+    let executable = maps::parse(&text).map_err(|_| Cause::MapsUnreadable)?;
+    if executable.files.len() > MAX_MAPPINGS { Err(Cause::MapsUnreadable) } else { Ok(executable) }
 }
 
 fn finish(process: Process, program: String, found: Found, beyond: Option<Beyond>, moment: Option<Moment>) -> Image {
