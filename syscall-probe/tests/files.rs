@@ -17,9 +17,13 @@ fn actor() {
     actor::play();
 }
 
-fn generations() -> Generations {
+fn probe() -> &'static Probe {
     static PROBE: OnceLock<Probe> = OnceLock::new();
-    PROBE.get_or_init(|| Probe::load(&Options::default()).expect("the probe loads (tests run as root)")).generations()
+    PROBE.get_or_init(|| Probe::load(&Options::default()).expect("the probe loads (tests run as root)"))
+}
+
+fn generations() -> Generations {
+    probe().generations()
 }
 
 /// A watched file, whose pages are clean as far as its file system knows.
@@ -147,4 +151,20 @@ fn a_change_of_an_unwatched_file_leaves_the_epoch() {
         all.file_epoch() == before
     });
     assert!(quiet, "it moved every time");
+}
+
+#[test]
+fn mappings_show_the_files_themselves() {
+    let program = std::fs::metadata("/proc/self/exe").expect("this program");
+    let mappings = probe().mappings().expect("the iterator loads");
+    let own = mappings.of_process(std::process::id()).expect("the iterator runs");
+    let mapped: Vec<_> = own.iter().filter(|mapping| mapping.file.inode == program.ino()).collect();
+    assert!(!mapped.is_empty(), "it is mapped: {own:?}");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("it lives");
+    for mapping in mapped {
+        assert_eq!((mapping.file.size, mapping.written), (program.size(), false));
+        assert_eq!(mapping.file.mtime, program.mtime() * 1_000_000_000 + program.mtime_nsec());
+        assert!(maps.lines().any(|line| line.starts_with(&format!("{:x}-", mapping.start))), "{mapping:?}");
+    }
+    assert!(mappings.of_process(u32::MAX).is_ok_and(|none| none.is_empty()));
 }

@@ -1,0 +1,302 @@
+//! Who made a packet and what that is made of: the sender, the holders of the socket, and the image of each.
+
+use std::sync::Arc;
+
+use shared::{Cause, Chain, Flow, Ports, Protocol, Reason, Verdict};
+use smallvec::SmallVec;
+use syscall_probe::{Generations, Sender};
+
+use super::{Arrived, Attributed, Identity, Looked, Patience, Pipeline, Place, Whereabouts, line};
+use crate::attribute::diag::Tuple;
+use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Suspect, quick};
+use crate::image::{Image, Process};
+use crate::investigate::Question;
+use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, judge};
+use crate::namespaces::NamespaceId;
+use crate::packet::{About, Packet};
+
+impl Pipeline {
+    /// The process that sent the packet, if that is certain. It is for all that only system calls send: TCP alone also
+    /// sends when a timer or another packet says so. But TCP leaves the checksum to the device, and raw sockets, which
+    /// can send segments too, do not.
+    pub(super) fn sender(&self, arrived: &Arrived, packet: &Packet) -> Option<Sender> {
+        let by_call = packet.flow.protocol != Protocol::TCP || self.world.as_made && !arrived.checksum_missing;
+        arrived.ran.filter(|_| arrived.left_held_socket && by_call)
+    }
+
+    /// Whose raw socket may have made a packet whose sender is not known.
+    pub(super) fn suspect(&self, arrived: &Arrived, packet: &Packet) -> Option<Suspect> {
+        let generations = self.world.generations.as_ref();
+        let is_tcps_own = packet.flow.protocol == Protocol::TCP && self.world.as_made && arrived.checksum_missing;
+        if self.world.chain == Chain::Input || is_tcps_own {
+            return None;
+        }
+        let Some(generations) = generations else { return Some(Suspect::Anybody) };
+        let (census, gone) = (&self.world.census, self.forger_may_be_gone(arrived));
+        match (arrived.uid, arrived.ran.filter(|_| arrived.left_held_socket), arrived.place) {
+            // A process sends through a socket that it holds; what nobody held, the kernel made.
+            (None, _, Place::Here(_)) => None,
+            (Some(_), Some(ran), Place::Here(_)) if gone || !census.clears(ran.tgid, generations) => {
+                Some(Suspect::Sender(ran.tgid))
+            }
+            (Some(_), Some(_), Place::Here(_)) => None,
+            _ => (gone || !census.is_clear(generations)).then_some(Suspect::Anybody),
+        }
+    }
+
+    /// Whether a raw socket that was there when the packet was queued may not be there any more.
+    fn forger_may_be_gone(&self, arrived: &Arrived) -> bool {
+        let now = self.world.generations.as_ref().map(Generations::raw_sockets);
+        arrived.ran.is_some_and(|ran| Some(ran.raw_sockets) != now)
+    }
+
+    /// Who holds the packet's socket, who sent it, and what they are made of.
+    pub(super) fn identity(
+        &mut self,
+        arrived: &Arrived,
+        packet: &Packet,
+        sender: Option<&Sender>,
+        suspect: Option<Suspect>,
+        namespace: &Whereabouts,
+        patience: Patience,
+    ) -> Result<Identity, Question> {
+        let mut owners = self.owners(arrived, packet, sender, suspect, namespace, patience)?;
+        if suspect.is_some() && self.forger_may_be_gone(arrived) {
+            owners = Arc::new(owners.and_somebody(Cause::SocketGone));
+        }
+        let sender = sender.map(|sender| (Process::new(sender.tgid, sender.start), sender));
+        if let (Some((process, _)), Some(generations)) = (sender, &self.world.generations) {
+            owners = Owners::and_sender(owners, process, generations);
+        }
+        if sender.is_some_and(|(_, sender)| sender.finished) {
+            owners = Arc::new(owners.and_somebody(Cause::OtherProgram));
+        }
+        let mut images = SmallVec::with_capacity(owners.holders.len());
+        for holder in &owners.holders {
+            images.push(match sender {
+                Some((process, sender)) if process == holder.process => {
+                    self.image_then(arrived, holder, sender, patience)?
+                }
+                // It holds the socket; what it sent is its own packet's affair.
+                Some(_) => self.image(arrived, holder, patience)?,
+                None => self.image_if_its_work(arrived, holder, patience)?,
+            });
+        }
+        Ok(Identity { owners, images })
+    }
+
+    /// What the process was made of when it sent the packet. If it has only got more since, it counts as made of all that.
+    fn image_then(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        sender: &Sender,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let Some(generations) = &self.world.generations else { return self.image(arrived, holder, patience) };
+        let asked = self.world.rules.load().asks_beyond_files();
+        // What others of the same address space did to it moved no generation of this process.
+        let was_changed = |generations: &Generations| sender.shared && generations.wide() != sender.wide;
+        if let Some(Looked { found: Ok(image), .. }) = self.images.get(&holder.process)
+            && image.was_true_at(sender.image, generations)
+            && !was_changed(generations)
+            && (!asked || image.beyond.is_some() && !sender.traced)
+        {
+            return Ok(Ok(image.clone()));
+        }
+        let found = self.image(arrived, holder, patience)?;
+        // Asked after the image was read.
+        let generations = self.world.generations.as_ref();
+        let has_shed = generations
+            .is_none_or(|generations| generations.shed(holder.process.tgid) != sender.shed || was_changed(generations));
+        // Who traced it then may have made it send anything.
+        let untraced = |image: &Arc<Image>| image.beyond.is_some_and(|beyond| beyond.traced_by.is_none());
+        let lost_tracer = sender.traced && found.as_ref().is_ok_and(untraced);
+        Ok(if has_shed || lost_tracer { found.and(Err(Cause::ImageChanged)) } else { found })
+    }
+
+    /// What the process is made of, if the packet is the work of the program it runs now.
+    fn image_if_its_work(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let image = self.image(arrived, holder, patience)?;
+        let is_its_work = self.world.chain == Chain::Input || self.is_its_work(arrived, holder);
+        Ok(if is_its_work { image } else { Err(Cause::OtherProgram) })
+    }
+
+    fn owners(
+        &mut self,
+        arrived: &Arrived,
+        packet: &Packet,
+        sender: Option<&Sender>,
+        suspect: Option<Suspect>,
+        namespace: &Whereabouts,
+        patience: Patience,
+    ) -> Result<Arc<Owners>, Question> {
+        let namespace = match namespace {
+            Whereabouts::Here(namespace) | Whereabouts::Behind(namespace) => namespace,
+            Whereabouts::Passing(_) | Whereabouts::Elsewhere(_) => return Ok(Arc::new(Owners::unowned())),
+            Whereabouts::Lost(cause) => return Ok(Arc::new(Owners::undetermined(*cause))),
+        };
+        let Some(endpoint) = endpoint(self.world.chain, arrived, packet, suspect, namespace.id) else {
+            return Ok(Arc::new(Owners::undetermined(Cause::LaterFragment)));
+        };
+        let generations = self.world.generations.as_ref();
+        let mut previous = None;
+        if let Some(Attributed { origin, suspect, looked, held }) = self.lines.get(&line(&endpoint)) {
+            let holds = (looked.began >= arrived.at && *origin == endpoint.origin)
+                || generations.is_some_and(|now| looked.found.check(now).is_ok());
+            if holds && *suspect == endpoint.suspect {
+                return Ok(looked.found.clone());
+            }
+            previous = held.clone();
+        }
+        if let (Origin::Kernel, true, Some(previous)) = (endpoint.origin, packet.is_bare, &previous) {
+            return Ok(Arc::new(previous.of_last_words()));
+        }
+        if let (Place::Here(_), Some(generations), Some(sockets), Some(diag)) =
+            (arrived.place, generations, &self.world.sockets, &mut self.diag)
+            && let Some(found) = quick(&endpoint, diag, Means { sockets, generations }, previous.as_deref())
+        {
+            let found = Arc::new(found);
+            self.learn_owners(&endpoint, Looked { began: arrived.at, found: found.clone() });
+            return Ok(found);
+        }
+        match patience {
+            Patience::Wait => {
+                let likely = arrived.ran.map(|ran| Process::new(ran.tgid, ran.start));
+                let with_image = sender.is_some() && likely.is_some_and(|process| self.images.get(&process).is_none());
+                Err(Question::Owners { endpoint, namespace: namespace.clone(), previous, likely, with_image })
+            }
+            Patience::End(cause) => Ok(Arc::new(Owners::undetermined(cause))),
+        }
+    }
+
+    fn image(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        patience: Patience,
+    ) -> Result<Result<Arc<Image>, Cause>, Question> {
+        let generations = self.world.generations.as_ref();
+        if let Some(looked) = self.images.get(&holder.process) {
+            let asked = self.world.rules.load().asks_beyond_files();
+            let is_current = |image: &Arc<Image>| {
+                (!asked || image.beyond.is_some()) && generations.is_some_and(|now| image.is_current(now))
+            };
+            if looked.began >= arrived.at || looked.found.as_ref().is_ok_and(is_current) {
+                return Ok(looked.found.clone());
+            }
+        }
+        match patience {
+            Patience::Wait => Err(Question::Image(holder.process)),
+            Patience::End(cause) => Ok(Err(cause)),
+        }
+    }
+
+    /// Whether the packet is surely the work of the program the process runs now, and not of one that it ran before.
+    ///
+    /// It is if the socket was made since; else if the packet was queued since. Packets tell no time, but one that was
+    /// read after the queue had been read empty was queued after that reading began. So the first packets of a program
+    /// that was started with an older socket stay in doubt; and all of a connection that a former program has written
+    /// into, for nobody knows when that leaves.
+    fn is_its_work(&mut self, arrived: &Arrived, holder: &Holder) -> bool {
+        let exec = self.world.generations.as_ref().map_or(0, |generations| generations.exec(holder.process.tgid));
+        if holder.wrote.is_some_and(|wrote| wrote != exec) {
+            return false;
+        }
+        if exec == 0 || holder.since.is_some_and(|since| since >= exec) {
+            return true;
+        }
+        match self.execs.get(&holder.process) {
+            // The reading that was under way when the exec was noticed may have begun before it; the next one did not.
+            Some((known, noticed)) if *known == exec => arrived.round >= *noticed + 2,
+            _ => {
+                self.note_exec(holder.process);
+                false
+            }
+        }
+    }
+
+    /// Takes note that a process runs another program now. The sooner, the sooner its packets are beyond doubt.
+    pub fn note_exec(&mut self, process: Process) {
+        let exec = self.world.generations.as_ref().map_or(0, |generations| generations.exec(process.tgid));
+        if self.execs.get(&process).is_none_or(|(known, _)| *known != exec) {
+            self.execs.put(process, (exec, self.round));
+        }
+    }
+}
+
+impl Identity {
+    pub(super) fn judge(&self, rules: &ChainRules, flow: &Flow) -> Judgement {
+        let mut owners: SmallVec<[Owner<'_>; 4]> = self.images.iter().map(as_owner).collect();
+        owners.extend(self.owners.undetermined.map(|_| Owner::Undetermined));
+        match judge(rules, flow, Some(&owners)) {
+            Outcome::Judged(judgement) => judgement,
+            Outcome::NeedsOwners => Judgement { verdict: Verdict::Drop, reason: Reason::Undetermined, rule: None },
+        }
+    }
+}
+
+fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
+    match image {
+        Ok(image) => Owner::Known(Made {
+            digests: &image.digests,
+            complete: image.gap.is_none(),
+            aggregate: image.aggregate,
+            anon_exec: image.beyond.and_then(|beyond| beyond.anon_exec),
+            traced: image.beyond.map(|beyond| beyond.traced_by.is_some()),
+        }),
+        Err(_) => Owner::Undetermined,
+    }
+}
+
+/// The near end of the flow a packet belongs to. `None`: the packet does not say.
+fn endpoint(
+    chain: Chain,
+    arrived: &Arrived,
+    packet: &Packet,
+    suspect: Option<Suspect>,
+    namespace: NamespaceId,
+) -> Option<Endpoint> {
+    let outgoing = chain != Chain::Input;
+    let device = match arrived.place {
+        Place::Here(device) => device,
+        Place::Behind(_) => 0,
+    };
+    let origin = match (outgoing, arrived.place, arrived.uid) {
+        (false, _, _) => Origin::Elsewhere,
+        (true, Place::Behind(_), _) => Origin::Unknown,
+        (true, Place::Here(_), Some(uid)) => Origin::Process { uid },
+        (true, Place::Here(_), None) => Origin::Kernel,
+    };
+    // An error that leaves quotes a packet that came, and the other way round. The kernel makes errors; what a process
+    // quotes is its own affair.
+    let (flow, source_is_near) = match packet.about {
+        About::Quoted(quoted) if matches!(origin, Origin::Kernel | Origin::Elsewhere) => (quoted, !outgoing),
+        _ => (packet.flow, outgoing),
+    };
+    let (source_port, destination_port) = match (flow.ports, packet.about) {
+        (Ports::Known { source, destination }, _) => (source, destination),
+        (Ports::Unknown, _) => return None,
+        (Ports::Absent, About::Echo(identifier)) => (identifier, identifier),
+        (Ports::Absent, _) => (0, 0),
+    };
+    let (local, local_port, remote, remote_port) = if source_is_near {
+        (flow.source, source_port, flow.destination, destination_port)
+    } else {
+        (flow.destination, destination_port, flow.source, source_port)
+    };
+    let remote_port = if matches!(packet.about, About::Echo(_)) { 0 } else { remote_port };
+    Some(Endpoint {
+        namespace,
+        protocol: flow.protocol,
+        tuple: Tuple { local, local_port, remote, remote_port },
+        device,
+        origin,
+        suspect,
+    })
+}
