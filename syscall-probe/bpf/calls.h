@@ -60,6 +60,7 @@
 #define IN_FLIGHT_WIDE 0x00040000u     /* may change processes other than the caller */
 #define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
 #define IN_FLIGHT_TRACER 0x00400000u   /* may begin to trace another process */
+#define IN_FLIGHT_EXEC 0x00800000u     /* may make the process another program */
 _Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
 
 /* A library has four or five mappings side by side. */
@@ -292,7 +293,7 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 322: /* execveat */
 	case 520: /* execve of x32 */
 	case 545: /* execveat of x32 */
-		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | IN_FLIGHT_EXEC;
 	case 67: /* shmdt: how long the segment is nobody says */
 		return sheds_something(task);
 	case 30: /* shmat */
@@ -332,7 +333,7 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	switch (nr) {
 	case 11:  /* execve */
 	case 358: /* execveat */
-		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED;
+		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | IN_FLIGHT_EXEC;
 	case 90: /* mmap: its arguments are in user memory */
 		return maps_executable(task, PROT_EXEC) | IN_FLIGHT_SHED;
 	case 86: /* uselib */
@@ -415,6 +416,10 @@ static __always_inline void begin(u32 what)
 		distrust_process(thread >> 32, UNRELIABLE_HOLDER);
 		return;
 	}
+	/* Whoever sees the new program's mappings, which come before on_exec, sees that what was made by now is a former
+	   program's. If the call fails, its packets are in doubt for a moment for nothing. */
+	if (what & IN_FLIGHT_EXEC)
+		begin_program(slot);
 	/* Without a note the end of the call would not be counted, so neither is its start. A note that is already
 	   there was left by a call whose end was missed: it cannot happen, and if it does the count is no longer to
 	   be believed. A wide call without a note cannot be awaited; then everything that is derived while it runs

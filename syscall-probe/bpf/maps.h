@@ -321,6 +321,14 @@ static __always_inline void move_process(u32 tgid)
 		move(&slot->generation);
 }
 
+/* What the process made by now is the work of another program than what it makes from now on. The mark comes before the
+   generation: who sees the new generation sees the mark too. */
+static __always_inline void begin_program(struct process_slot *slot)
+{
+	*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
+	move(&slot->generation);
+}
+
 /* It became another process, or another program. */
 static __always_inline void move_image(u32 tgid)
 {

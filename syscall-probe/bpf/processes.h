@@ -51,12 +51,8 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 	u64 former = (u64)task->tgid << 32 | (u32)former_pid;
 	u32 *note = bpf_map_lookup_elem(&in_flight_threads, &former);
 
-	/* The mark comes before the generation: who sees the new generation sees the mark too. Whatever the former
-	   program made carries a generation below it. */
-	if (slot) {
-		*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
-		move(&slot->generation);
-	}
+	if (slot)
+		begin_program(slot);
 	move_image(task->tgid);
 	/* Here ends what the call changes. And a thread that was not the leader has got the leader's id: nothing would find
 	   its call by its end. */

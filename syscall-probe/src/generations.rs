@@ -135,7 +135,7 @@ impl Generations {
     }
 
     /// The generation since which the process with this id runs its program: what it made at an older one was made by
-    /// the program before. 0 if no exec of it was seen.
+    /// the program before. It moves when the call begins, and once more when the new program is there. 0 if no exec of it was seen.
     pub fn exec(&self, tgid: u32) -> u64 {
         self.slot(tgid).exec_generation.load(Ordering::Acquire)
     }

@@ -443,6 +443,36 @@ fn a_socket_inherited_in_a_container() -> Result<()> {
     Ok(())
 }
 
+/// The denied program in the container sends and becomes the allowed one.
+#[test]
+fn sent_in_a_container_by_one_who_became_an_allowed_program() -> Result<()> {
+    const TIMES: u64 = 200;
+    let host = Host::new("launder")?;
+    let container = host.container()?;
+    host.iptables(&format!("FORWARD -i {BRIDGE} -j NFQUEUE --queue-num 0"))?;
+    let _daemon = host.daemon()?;
+    let (good, evil) = (host.world.actor_copy("good")?, host.world.actor_copy("evil")?);
+    let _sink = host.world.udp_sink(9)?;
+    let arrived = host.world.count("udp dport 9")?;
+    let mut helper = Actor::start(&container, &host.actor()?, &["idle"])?;
+    let mut launder = |times: u64| -> Result<()> {
+        let line = format!("{} udp-exec {}:9 2 {}", evil.display(), host.world.peer4(), good.display());
+        for _ in 0..times / 25 {
+            helper.step(&format!("run 25 {line}"))?;
+        }
+        host.world.wait_queues_empty(Ns::Router)
+    };
+    launder(25)?;
+    wait_until("they arrive where nothing forbids it", || Ok(arrived.delta()? > 0))?;
+    host.ctl(&format!("-P OUTPUT DROP -n {}", host.name))?;
+    host.ctl(&format!("-A -c OUTPUT -v ACCEPT -n {} --sng-hash {}", host.name, host.world.sha256(&good)?))?;
+    arrived.delta()?;
+    launder(TIMES)?;
+    let passed = arrived.delta()?;
+    anyhow::ensure!(passed == 0, "{passed} of {TIMES} arrived");
+    Ok(())
+}
+
 const GATEWAY6: &str = "fd00:af:0:c::1";
 const INSIDE6: &str = "fd00:af:0:c::2";
 /// What the namespace beside it has at first.

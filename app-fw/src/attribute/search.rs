@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shared::{Cause, Protocol};
 use smallvec::{SmallVec, smallvec};
-use syscall_probe::{Creator, Generations, Holders, SocketEnds, SocketRecord, SocketTable, Writers};
+use syscall_probe::{Creator, Generations, Holders, SocketEnds, SocketRecord, SocketTable, Writer, Writers};
 
 use super::census::{Census, is_raw, may_send};
 use super::diag::{Diag, Socket, Tuple, state};
@@ -54,6 +54,19 @@ impl Found {
         Found { holders: owners.holders.clone(), undetermined: None, cookies: owners.cookies.clone(), fleeting: true }
     }
 
+    fn add_writers(&mut self, writers: Written) {
+        if writers.more {
+            self.undetermined = self.undetermined.or(Some(Cause::HoldersGone));
+            self.fleeting = true;
+        }
+        for writer in writers.known {
+            match self.holders.iter_mut().find(|known| known.process == writer.process) {
+                Some(known) => known.wrote = writer.wrote,
+                None => self.holders.push(writer),
+            }
+        }
+    }
+
     fn add(&mut self, holders: impl IntoIterator<Item = Holder>) {
         for holder in holders {
             match self.holders.iter_mut().find(|known| known.process == holder.process) {
@@ -66,6 +79,14 @@ impl Found {
             }
         }
     }
+}
+
+/// Who wrote into sockets.
+#[derive(Default)]
+struct Written {
+    known: Vec<Holder>,
+    /// Others too.
+    more: bool,
 }
 
 /// A socket whose holders are looked for.
@@ -150,9 +171,9 @@ impl Search {
             tracing::debug!("cannot ask about sockets: {error}");
             Found::undetermined(Cause::NoDiagnostics)
         });
-        if has_writers(endpoint) {
-            self.add_writers(&mut found);
-        }
+        // Who let go of a socket before its holders were looked for has written before.
+        let writers = self.writers(endpoint, &found.cookies);
+        found.add_writers(writers);
         for holder in &mut found.holders {
             // A connection that was accepted comes from a socket of the same flow's earlier answer.
             let earlier = previous.into_iter().flat_map(|previous| &previous.holders);
@@ -279,10 +300,8 @@ impl Search {
         previous: Option<&Owners>,
     ) -> io::Result<Found> {
         let mut found = Found { cookies: sockets.iter().map(|socket| socket.cookie).collect(), ..Found::default() };
-        // They are forgotten when the connection ends, which may be while its holders are looked for.
-        if has_writers(endpoint) {
-            self.add_writers(&mut found);
-        }
+        // Not only afterwards: they are forgotten when the connection ends, which may be while its holders are looked for.
+        let writers = self.writers(endpoint, &found.cookies);
         let forgers = endpoint.suspect.is_some();
         let mut open = Vec::new();
         for socket in sockets {
@@ -300,10 +319,7 @@ impl Search {
                 open.push(sought);
             }
         }
-        if open.is_empty() && !forgers {
-            return Ok(found);
-        }
-        let records = self.dump()?;
+        let records = if open.is_empty() && !forgers { Vec::new() } else { self.dump()? };
         for sought in open {
             self.holders_listed(&records, sought, &mut found);
         }
@@ -320,6 +336,7 @@ impl Search {
             found.add(records.iter().filter(forgers).map(|record| self.holder(process_of(record))));
             found.fleeting |= found.holders.len() > before;
         }
+        found.add_writers(writers);
         Ok(found)
     }
 
@@ -340,26 +357,26 @@ impl Search {
         self.accounted(sought, &processes_of(&records)).filter(|accounted| accounted.complete)
     }
 
-    /// Whoever wrote into a socket is an owner for the rest of it, holder or not. To be asked after the holders: who
-    /// let go of it before they were looked for has written before.
-    fn add_writers(&self, found: &mut Found) {
-        let Some(Means { sockets, generations }) = self.means() else { return };
-        let cookies = found.cookies.clone();
+    /// Whoever wrote into these sockets: owners for the rest of them, holders or not. None where the sender is known.
+    fn writers(&self, endpoint: &Endpoint, cookies: &[u64]) -> Written {
+        let mut all = Written::default();
+        let Some(Means { sockets, generations }) = self.means() else { return all };
+        if endpoint.protocol != Protocol::TCP && endpoint.origin != Origin::Unknown {
+            return all;
+        }
         for cookie in cookies {
-            let writers = sockets.writers(cookie).unwrap_or_else(|_| Writers { known: Vec::new(), more: true });
+            let writers = sockets.writers(*cookie).unwrap_or_else(|_| Writers { known: Vec::new(), more: true });
             let lost = generations.lost_writers();
             let none_lost = |maker: Creator| maker.lost_writers == lost;
-            let all_noted = lost == 0 || self.is_soles(cookie) || self.creator(cookie).is_some_and(none_lost);
-            let all_known = all_noted && !writers.more;
-            if !all_known {
-                found.undetermined = found.undetermined.or(Some(Cause::HoldersGone));
-                found.fleeting = true;
-            }
-            found.add(writers.known.iter().map(|writer| Holder {
+            let all_noted = lost == 0 || self.is_soles(*cookie) || self.creator(*cookie).is_some_and(none_lost);
+            all.more |= writers.more || !all_noted;
+            let writer = |writer: &Writer| Holder {
                 wrote: Some(writer.wrote),
                 ..self.holder(Process::new(writer.tgid, writer.start))
-            }));
+            };
+            all.known.extend(writers.known.iter().map(writer));
         }
+        all
     }
 
     /// Whether nobody but its maker ever had the socket.
@@ -480,11 +497,6 @@ impl Search {
     pub fn count_raw_sockets(&self) -> io::Result<()> {
         self.dump().map(drop)
     }
-}
-
-/// Whether it is told who writes into the socket. Of other packets the sender is known.
-fn has_writers(endpoint: &Endpoint) -> bool {
-    endpoint.protocol == Protocol::TCP || endpoint.origin == Origin::Unknown
 }
 
 fn process_of(record: &SocketRecord) -> Process {

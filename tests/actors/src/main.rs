@@ -8,7 +8,7 @@
 //! actor udp ADDR:PORT [--bind ADDR:PORT] [--connect] [--reuseport] [--v4-on-v6]
 //! actor udplite ADDR:PORT            the same over UDP-Lite
 //! actor udp-bind ADDR:PORT [--reuseport]         waits for datagrams (`recv`, `reply`)
-//! actor tcp ADDR:PORT [--bind ADDR:PORT] [--device NAME] [--later] [--v4-on-v6]     connects (with --later: at `connect`)
+//! actor tcp ADDR:PORT [--bind ADDR:PORT] [--device NAME] [--tos N] [--later] [--v4-on-v6]     connects (with --later: at `connect`)
 //! actor serve-tcp ADDR:PORT [--reuseport]        listens (`accept`)
 //! actor ping ADDR                    an ICMP echo socket; needs net.ipv4.ping_group_range
 //! actor raw ADDR PROTOCOL            a raw IP socket; PROTOCOL is a number

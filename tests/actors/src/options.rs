@@ -23,6 +23,8 @@ pub struct Options {
     pub reuseport: bool,
     /// `--device NAME`: SO_BINDTODEVICE.
     pub device: Option<String>,
+    /// `--tos N`: IP_TOS, by which its packets are known.
+    pub tos: Option<u8>,
     /// `--v4-on-v6`: an IPv6 socket that carries IPv4.
     pub v4_on_v6: bool,
     /// `--passed`: the inherited descriptor is a Unix socket over which the real one comes.
@@ -52,6 +54,7 @@ impl Options {
             later: false,
             reuseport: false,
             device: None,
+            tos: None,
             v4_on_v6: false,
             passed: false,
             judged: false,
@@ -66,6 +69,7 @@ impl Options {
                 "--to" => options.to = Some(value()?.parse().context("--to")?),
                 "--timeout" => options.timeout = Duration::from_millis(value()?.parse().context("--timeout")?),
                 "--device" => options.device = Some(value()?),
+                "--tos" => options.tos = Some(value()?.parse().context("--tos")?),
                 "--connect" => options.connect = true,
                 "--later" => options.later = true,
                 "--reuseport" => options.reuseport = true,

@@ -367,6 +367,9 @@ fn new_socket(like: SocketAddr, kind: SocketType, protocol: Option<Protocol>, op
     if let Some(device) = &options.device {
         setsockopt(&fd, sockopt_of_nix::BindToDevice, &device.into()).context("SO_BINDTODEVICE")?;
     }
+    if let Some(tos) = options.tos {
+        sockopt::set_ip_tos(&fd, tos)?;
+    }
     if options.reuseport {
         sockopt::set_socket_reuseport(&fd, true)?;
     }

@@ -34,8 +34,6 @@
 //! | `to ADDR:PORT` | sends elsewhere from now on | `ok` |
 //! | `send-from ADDR` | sends once from another address (IP_PKTINFO) | `ok` |
 //! | `fast-open` | connects with 200 bytes in the SYN (after `--later`) | `ok` |
-//! | `move-extent FILE DONOR BLOCK` | EXT4_IOC_MOVE_EXT: a block of DONOR becomes zeros | `ok` |
-//! | `pin OFFSET FILE` / `unpin` | has the kernel begin to write to a page of FILE / write `V` there | `ok` |
 //! | `lease FILE` | maps FILE executable and holds a write lease on it | `ok` |
 //! | `mark N` | SO_MARK | `ok` |
 //! | `hex BYTES` | sends these bytes, hexadecimal, as they are | `ok` |
@@ -96,14 +94,13 @@ pub struct Stage {
     memory: Option<code::Memory>,
     crowd: Crowd,
     ring: Option<Ring>,
-    pinned: Option<files::Pinned>,
 }
 
 impl Stage {
     /// An actor with its socket, if it has one.
     pub fn new(socket: Option<Socket>, timeout: Duration) -> Self {
         let crowd = Crowd::default();
-        Self { socket, timeout, heir: None, library: None, memory: None, crowd, ring: None, pinned: None }
+        Self { socket, timeout, heir: None, library: None, memory: None, crowd, ring: None }
     }
 
     /// Takes steps from standard input until it ends.
@@ -202,16 +199,6 @@ impl Stage {
                 self.times(number, |stage, _| stage.ring.as_mut().context("no ring")?.send(to, PAYLOAD))?;
             }
             "fast-open" => self.socket()?.fast_open()?,
-            "move-extent" => {
-                let words: Vec<&str> = rest.split(' ').collect();
-                let [file, donor, block] = words[..] else { bail!("FILE DONOR BLOCK") };
-                files::move_extent(Path::new(file), Path::new(donor), block.parse().context("BLOCK")?)?;
-            }
-            "pin" => {
-                let (offset, path) = rest.split_once(' ').context("FILE")?;
-                self.pinned = Some(files::pin(Path::new(path), offset.parse().context("OFFSET")?)?);
-            }
-            "unpin" => self.pinned.take().context("nothing is pinned")?.write()?,
             "lease" => files::lease(path)?,
             "map-exec" => code::map_executable(path)?,
             "anonymous-exec" => self.memory = Some(code::anonymous_executable()?),

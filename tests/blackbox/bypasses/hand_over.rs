@@ -242,7 +242,7 @@ fn written_by_its_maker_who_left_it_to_an_allowed_program() -> Result<()> {
 #[test]
 fn written_by_one_whose_connection_is_forgotten() -> Result<()> {
     const SOCKETS: u32 = 400_000;
-    const AT_ONCE: u32 = 50_000;
+    const AT_ONCE: u32 = 20_000;
     late_words("forgotten words", |pair, writer, then| {
         let mut churn = pair.world.actor(Ns::Peer, &["idle"])?;
         for _ in 0..SOCKETS / AT_ONCE {

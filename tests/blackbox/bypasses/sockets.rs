@@ -179,11 +179,11 @@ fn a_connection_with_the_ends_of_an_allowed_programs() -> Result<()> {
     let ports = [4000, 4001, 4002];
     let _servers = ports.map(|port| trial.pair.world.tcp_echo(port));
     let mut ports = ports.into_iter();
-    // Of the two only the denied one has data in its SYN.
-    trial.never("tcp dport 4000-4002 tcp flags & syn == syn meta length > 200", |pair, times| {
+    trial.never("ip dscp 4 tcp dport 4000-4002 tcp flags & syn == syn", |pair, times| {
         let to = pair.to4(ports.next().context("a port")?);
-        let mut evil = pair.start(&pair.evil, &["tcp", &to, "--later", "--device", "eth0"])?;
+        let mut evil = pair.start(&pair.evil, &["tcp", &to, "--later", "--device", "eth0", "--tos", "16"])?;
         evil.step("fast-open")?;
+        pair.world.wait_queues_empty(Ns::Local)?;
         if times == TIMES {
             let mut good = pair.start(&pair.good, &["tcp", &to, "--later"])?;
             // That it can is not what this is about.
