@@ -22,6 +22,7 @@
 //! actor udp-send ADDR:PORT COUNT [--bind ADDR:PORT] [--judged]     sends COUNT datagrams and exits without looking back,
 //!                                    or (--judged) when they were judged
 //! actor udp-exec ADDR:PORT COUNT EXE sends COUNT datagrams and becomes EXE, which waits until they were judged
+//! actor tcp-exec ADDR:PORT EXE       begins to connect and becomes EXE, which waits for the answer, a little
 //! actor tcp-get ADDR:PORT            fetches / by HTTP, prints the body; exit 1 if it cannot
 //! ```
 //!
@@ -84,6 +85,7 @@ fn play() -> Result<()> {
         "tcp-get" => tcp_get(&options),
         "idle" => Stage::new(None, options.timeout).play_on_stdio(true),
         "udp-exec" => Err(udp_exec(&options)?),
+        "tcp-exec" => Err(heir::become_other(&Socket::begin_tcp(&options)?, Path::new(options.operand(1)?), true)),
         "borrow" => heir::borrow(&options),
         "heir" if options.fire || options.judged => die_as_heir(&options),
         "heir" => Stage::new(Some(heir::inherit(&options)?), options.timeout).play_on_stdio(options.ready),
@@ -117,7 +119,13 @@ fn die_as_heir(options: &Options) -> Result<()> {
     if options.fire {
         socket.send()?;
     }
-    if options.judged { code::until_judged(socket.fd()) } else { Ok(()) }
+    if !options.judged {
+        Ok(())
+    } else if socket.is_stream()? {
+        socket.wait_for_answer()
+    } else {
+        code::until_judged(socket.fd())
+    }
 }
 
 fn tcp_get(options: &Options) -> Result<()> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, setsockopt, sockopt as sockopt_of_nix};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
@@ -128,6 +129,37 @@ impl Socket {
     /// As [`open`](Self::open).
     pub fn udp(options: &Options) -> Result<Self> {
         Self::datagram(options, ipproto::UDP)
+    }
+
+    /// A TCP socket that has begun to connect to the first operand.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn begin_tcp(options: &Options) -> Result<Self> {
+        let to = options.address()?;
+        let fd = new_socket(to, SocketType::STREAM, None, options)?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        match connect(&fd, &to) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(Self::of(fd, None)),
+            Err(error) => Err(error).context("connect"),
+        }
+    }
+
+    /// Whether it is a connection, or to become one.
+    ///
+    /// # Errors
+    /// Not a socket.
+    pub fn is_stream(&self) -> Result<bool> {
+        Ok(sockopt::socket_type(&self.fd)? == SocketType::STREAM)
+    }
+
+    /// Waits until the connection is there or refused, but not long: nothing tells that its first packet was dropped.
+    ///
+    /// # Errors
+    /// Not a socket.
+    pub fn wait_for_answer(&self) -> Result<()> {
+        const LONG_ENOUGH: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        poll(&mut [PollFd::new(&self.fd, PollFlags::OUT)], Some(&LONG_ENOUGH)).map(drop).context("poll")
     }
 
     /// A socket that came from elsewhere.

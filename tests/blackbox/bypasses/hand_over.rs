@@ -85,6 +85,17 @@ fn sent_by_one_who_became_an_allowed_program() -> Result<()> {
     })
 }
 
+/// The same with a connection: the new program's mappings are there before the kernel tells of it.
+#[test]
+fn begun_by_one_who_became_an_allowed_program() -> Result<()> {
+    let mut trial = Trial::new("launder connections")?;
+    trial.never("tcp dport 9", |pair, times| {
+        let mut helper = pair.world.actor(Ns::Local, &["idle"])?;
+        let (evil, good) = (text(&pair.evil)?, text(&pair.good)?);
+        repeat(&mut helper, "run", times, &format!("{evil} tcp-exec {} {good}", pair.to4(SINK)))
+    })
+}
+
 /// The allowed program opens the socket and becomes the denied one, which sends.
 #[test]
 fn sent_by_one_who_was_an_allowed_program() -> Result<()> {
