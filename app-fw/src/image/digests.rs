@@ -17,7 +17,7 @@ use shared::{Cause, Digest};
 use syscall_probe::{FileMapping, MappedFile, Mappings};
 
 use crate::store::ObjectKey;
-use crate::sys::files::{FileFacts, MappedPage, facts, has_writers};
+use crate::sys::files::{FileFacts, MappedPage, facts, find, has_writers};
 
 /// Names the content of a file, as long as the kernel stamps every change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -109,7 +109,7 @@ struct Known {
     path: Path,
 }
 
-/// Under which path a file was mapped whenever somebody looked.
+/// Under which path of this process's a file was mapped whenever somebody looked.
 #[derive(Clone, PartialEq)]
 enum Path {
     Unseen,
@@ -165,14 +165,16 @@ impl Digests {
         }
     }
 
-    /// Takes note of the path under which a file is mapped, if its digest is known.
+    /// Takes note of the path under which a file is mapped, if its digest is known and the path leads there. In a namespace
+    /// of his own anybody gives any file another one.
     pub fn note_path(&self, key: &FileKey, path: &[u8]) {
         let is_news = |known: &Known| match &known.path {
             Path::Unseen => true,
             Path::Always(known) => **known != *path,
             Path::Differs => false,
         };
-        if !self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).is_some_and(is_news) {
+        let is_news_now = self.known.read().unwrap_or_else(PoisonError::into_inner).get(key).is_some_and(is_news);
+        if !is_news_now || !find(path).is_ok_and(|facts| FileKey::new(&facts).object == key.object) {
             return;
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -363,18 +365,30 @@ mod tests {
 
     #[test]
     fn a_path_is_known_as_long_as_there_is_one() {
-        let key = |ino| ObjectKey { dev: 1, ino, size: 1, mtime_ns: 1, ctime_ns: 1 };
-        let digests = Digests::new([(key(1), Digest([1; 32]))], crossbeam_channel::bounded(1).0);
-        let path = || digests.path(&key(1).into());
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, other, link] = ["a", "b", "other", "link"].map(|name| dir.path().join(name));
+        std::fs::write(&a, b"abc").unwrap();
+        std::fs::write(&other, b"abc").unwrap();
+        std::fs::hard_link(&a, &b).unwrap();
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        let (key, unknown) = (look(&a).0, look(&other).0);
+        let digests = Digests::new([(key.object, Digest([1; 32]))], crossbeam_channel::bounded(1).0);
+        let key = FileKey::from(key.object);
+        let note = |path: &path::Path| digests.note_path(&key, path.as_os_str().as_bytes());
+        let path = || digests.path(&key);
         assert_eq!(path(), None);
-        digests.note_path(&key(1).into(), b"/a");
-        digests.note_path(&key(1).into(), b"/a");
-        assert_eq!(path().as_deref(), Some(&b"/a"[..]));
-        digests.note_path(&key(1).into(), b"/b");
-        digests.note_path(&key(1).into(), b"/a");
+        note(&a);
+        note(&a);
+        for elsewhere in [&other, &link, path::Path::new("/nowhere"), path::Path::new("a")] {
+            note(elsewhere);
+        }
+        assert_eq!(path().as_deref(), Some(a.as_os_str().as_bytes()));
+        note(&b);
+        note(&a);
         assert_eq!(path(), None);
-        digests.note_path(&key(2).into(), b"/a");
-        assert_eq!(digests.path(&key(2).into()), None, "its digest is not known");
+        digests.note_path(&unknown, other.as_os_str().as_bytes());
+        assert_eq!(digests.path(&unknown), None, "its digest is not known");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Every trick is first tried where nothing forbids it: its packets must arrive then, or their absence would prove nothing.
 
 mod code;
+mod files;
 mod hand_over;
 pub mod odd;
 mod short_lives;
