@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -128,9 +129,18 @@ impl Mailbox {
 struct Job {
     question: Question,
     mailbox: Mailbox,
+    /// How many packets wait for the answer.
+    waiting: Arc<AtomicUsize>,
 }
 
-/// Takes questions. Cheap to clone. Each worker has few questions open at a time, which bounds the queue.
+impl Job {
+    fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Takes questions. Cheap to clone. Each worker has few questions open at a time, which bounds the queue; those that it has
+/// given up are passed over.
 #[derive(Clone)]
 pub struct Investigators {
     jobs: Sender<Job>,
@@ -193,10 +203,10 @@ impl Investigators {
         Ok(Investigators { jobs, ahead })
     }
 
-    /// Asks. The answer comes to `mailbox`.
-    pub fn ask(&self, question: Question, mailbox: &Mailbox) {
+    /// Asks. The answer comes to `mailbox`, if packets are still `waiting` for it.
+    pub fn ask(&self, question: Question, mailbox: &Mailbox, waiting: Arc<AtomicUsize>) {
         // The threads live as long as a sender does.
-        let _ = self.jobs.send(Job { question, mailbox: mailbox.clone() });
+        let _ = self.jobs.send(Job { question, mailbox: mailbox.clone(), waiting });
     }
 
     /// Has a program hashed that just started.
@@ -234,6 +244,7 @@ impl Hashers {
     fn take(self: &Arc<Hashers>, job: Job) {
         let mut crowd = self.crowd();
         if crowd.working >= MAX_HASHERS {
+            crowd.waiting.retain(Job::is_awaited);
             return crowd.waiting.push_back(job);
         }
         crowd.working += 1;
@@ -251,7 +262,9 @@ impl Hashers {
     fn work(&self, mut job: Job) {
         let _vital = Vital;
         loop {
-            self.means.hash(job);
+            if job.is_awaited() {
+                self.means.hash(job);
+            }
             let mut crowd = self.crowd();
             match crowd.waiting.pop_front() {
                 Some(next) => job = next,
@@ -292,7 +305,7 @@ impl Means {
     fn search(&self, mut search: Search, queue: &Receiver<Job>, hashers: &Arc<Hashers>) {
         let _vital = Vital;
         let mut links = Links::default();
-        for job in queue {
+        for job in queue.iter().filter(Job::is_awaited) {
             let began = self.clock.now();
             let found = match &job.question {
                 Question::Owners { endpoint, namespace, previous, likely, with_image } => {
@@ -348,5 +361,43 @@ impl Means {
                 let _ = self.reader().read(process, Hashing::Ahead);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::Verdict;
+
+    use super::*;
+    use crate::matcher::Defaults;
+
+    fn process(tgid: u32) -> Process {
+        Process { tgid, start: ProcDir::hold(tgid).unwrap().start().unwrap() }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_looked_for() {
+        let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
+        let means = Means {
+            clock: Clock::new(),
+            digests: Arc::new(Digests::new([], bounded(1).0)),
+            generations: None,
+            iterator: None,
+            census: Census::default(),
+            chronicle: None,
+            namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
+        };
+        let investigators = Investigators::start(&means, None).unwrap();
+        let (mailbox, findings, _wake) = Mailbox::new().unwrap();
+        let me = process(std::process::id());
+        for waiting in [0, 1, 0] {
+            investigators.ask(Question::Image(me), &mailbox, Arc::new(AtomicUsize::new(waiting)));
+        }
+        drop((investigators, mailbox));
+        // The threads end when all is answered.
+        let findings: Vec<_> = findings.iter().collect();
+        let [Finding { key, found: Found::Image(Ok(_)), .. }] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!(*key, Key::Image(me));
     }
 }

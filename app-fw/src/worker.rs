@@ -3,11 +3,12 @@
 //! Verdicts are collected until there are enough of them, the oldest is old enough, or there is nothing more to read. A
 //! packet that must wait for an answer is parked; the others go on.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crossbeam_channel::Receiver;
@@ -38,9 +39,12 @@ pub struct Settings {
     pub copy_range: u16,
 }
 
-/// Packets that may be parked at once, each worker. More are judged by what is known.
+/// Packets that may be parked at once, each worker. When there are more, the one that came first is judged by what is
+/// known: most questions are answered in a fraction of a millisecond, and those must find a place however many others wait
+/// for a large file.
 const MAX_PARKED: usize = 4096;
-/// Of these, packets that wait for the same answer: one program's flood leaves room for the others.
+/// Of these, packets that wait for the same answer. More are judged by what is known: one program's flood leaves room for
+/// the others.
 const MAX_PARKED_TOGETHER: usize = 512;
 /// Bytes of verdict messages that end a batch, well below what a socket sends at once.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -131,7 +135,7 @@ pub struct Worker {
     verdicts: Verdicts,
     parked: VecDeque<Parked>,
     /// Questions that are open, and how many packets wait for each.
-    asked: HashMap<Key, usize>,
+    asked: HashMap<Key, Arc<AtomicUsize>>,
     unlooked: u64,
     /// Since the queue was last empty there was so much in it that packets may have been lost.
     congested: bool,
@@ -289,7 +293,7 @@ impl Worker {
         if let Some(answer) = self.refuse_unsigned(queued) {
             return self.settle(&arrived, queued.payload, &answer, now);
         }
-        match self.pipeline.decide(&arrived, tell, self.patience(patience)) {
+        match self.pipeline.decide(&arrived, tell, patience) {
             Decision::Judged(answer) => self.settle(&arrived, queued.payload, &answer, now),
             Decision::Wait(question) => {
                 let bytes = if self.signs() { queued.payload.into() } else { Box::default() };
@@ -300,22 +304,34 @@ impl Worker {
         }
     }
 
-    /// Too many parked packets: the next ones are judged by what is known.
-    fn patience(&self, patience: Patience) -> Patience {
-        if self.parked.len() >= MAX_PARKED { Patience::End(Cause::Overload) } else { patience }
-    }
-
     /// Has a packet wait for an answer, unless too many wait for the same already.
     fn park(&mut self, parked: Parked, question: Question) {
-        let waiting = self.asked.entry(parked.waits_for).or_insert(0);
-        if *waiting >= MAX_PARKED_TOGETHER {
-            return self.judge(parked, Patience::End(Cause::Overload));
-        }
-        *waiting += 1;
-        if *waiting == 1 {
-            self.investigators.ask(question, &self.mailbox);
+        match self.asked.entry(parked.waits_for) {
+            Entry::Vacant(entry) => {
+                let waiting = entry.insert(Arc::new(AtomicUsize::new(1)));
+                self.investigators.ask(question, &self.mailbox, waiting.clone());
+            }
+            Entry::Occupied(entry) if entry.get().load(Ordering::Relaxed) < MAX_PARKED_TOGETHER => {
+                entry.get().fetch_add(1, Ordering::Relaxed);
+            }
+            Entry::Occupied(_) => return self.judge(parked, Patience::End(Cause::Overload)),
         }
         self.parked.push_back(parked);
+        if self.parked.len() > MAX_PARKED {
+            self.give_up_first();
+        }
+    }
+
+    /// Judges the packet that has waited longest. If no other waits for the same, its question is given up too: answers that
+    /// come too late would keep those that are waited for from coming in time.
+    fn give_up_first(&mut self) {
+        let Some(first) = self.parked.pop_front() else { return };
+        if let Entry::Occupied(entry) = self.asked.entry(first.waits_for)
+            && entry.get().fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            entry.remove();
+        }
+        self.judge(first, Patience::End(Cause::Overload));
     }
 
     /// Takes note of what was found, and judges the packets that waited for it.

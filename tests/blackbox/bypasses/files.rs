@@ -1,4 +1,4 @@
-//! Files that are not where they seem to be.
+//! Files that keep their reader waiting, or that are not where they seem to be.
 
 use std::fs::File;
 
@@ -6,7 +6,43 @@ use anyhow::{Context, Result, ensure};
 use harness::{Actor, Ns};
 
 use super::{SINK, TIMES, TO_SINK, repeat, text};
+use crate::line::{Line, queue_status, wait_until};
 use crate::pair::Pair;
+
+/// The largest file that is hashed.
+const LARGEST: u64 = 4 << 30;
+
+/// More packets than may wait do so, for large files.
+#[test]
+fn packets_that_wait_for_large_files_leave_places() -> Result<()> {
+    const PLACES: u64 = 4096;
+    let pair = Pair::new("places")?;
+    let world = &pair.world;
+    world.queue_output()?;
+    let daemon = world.daemon(&[])?;
+    pair.only_rule("OUTPUT", "DROP", "ACCEPT", &world.sha256(&pair.good)?)?;
+    let mut known = Line::udp_from(world, &pair.good, SINK)?;
+    known.expect_passes()?;
+    let flood = |number: usize| -> Result<Actor> {
+        let path = world.folder().join(format!("large{number}"));
+        File::create(&path)?.set_len(LARGEST)?;
+        let mut evil = pair.start(&pair.evil, &["udp", &pair.to4(8)])?;
+        evil.step(&format!("map-exec {}", text(&path)?))?;
+        // As much as the socket's buffer takes; then it would wait for verdicts.
+        evil.tell("send 500")?;
+        Ok(evil)
+    };
+    let _floods = (0..20).map(flood).collect::<Result<Vec<_>>>()?;
+    wait_until("all places are taken", || Ok(queue_status(&daemon.files().socket, 0)?.parked >= PLACES))?;
+    let arrived = world.count(TO_SINK)?;
+    let programs = (0..20).map(|_| {
+        let mut good = pair.start(&pair.good, &["udp", &pair.to4(SINK)])?;
+        good.step("send")?;
+        Ok(good)
+    });
+    let _programs = programs.collect::<Result<Vec<_>>>()?;
+    wait_until("the allowed program's packets arrive", || Ok(arrived.total()? >= 20))
+}
 
 /// Somebody maps the C library under another path, and has another map it there who has that path not.
 #[test]
