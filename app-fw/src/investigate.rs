@@ -4,8 +4,8 @@
 //! Searchers never hash. An image that needs a digest goes on to a hasher, so that a program of 200 MB delays nobody but
 //! itself.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -19,6 +19,7 @@ use syscall_probe::{Generations, Holders, Mappings, Probe};
 use crate::attribute::census::Census;
 use crate::attribute::{Endpoint, Owners, Search};
 use crate::clock::Clock;
+use crate::crowd::Crowd;
 use crate::image::{Chronicle, Digests, Hashing, Image, NoImage, ProcDir, Process, Reader};
 use crate::matcher::Ruleset;
 use crate::namespaces::links::{Beyond, Links};
@@ -174,6 +175,12 @@ const SEARCHERS: usize = 2;
 /// Programs that started lately and may be hashed before they send anything. When more wait, some are hashed at their
 /// first packet instead.
 const AHEAD: usize = 128;
+/// Bytes of a large file: its turn comes after those that are not, and only when a packet needs it.
+const LARGE: u64 = 256 << 20;
+/// Images that are hashed at a time.
+const HASHERS: usize = 48;
+/// Beside these, images with large files.
+const HASHERS_OF_LARGE: usize = 8;
 
 impl Investigators {
     /// Starts the threads. They end when the last clone is dropped.
@@ -183,7 +190,8 @@ impl Investigators {
     pub fn start(means: &Means, probe: Option<&Probe>) -> std::io::Result<Investigators> {
         let (jobs, queue) = unbounded::<Job>();
         let (ahead, upcoming) = bounded::<Process>(AHEAD);
-        let hashers = Hashers::new(means.clone());
+        let of_large = Hashers::new(means.clone(), Hashing::Allowed, HASHERS_OF_LARGE, None);
+        let hashers = Hashers::new(means.clone(), Hashing::UpTo(LARGE), HASHERS, Some(of_large));
         for number in 0..SEARCHERS {
             let search = Search::new(
                 means.generations.clone(),
@@ -221,59 +229,82 @@ impl Investigators {
 /// CPUs between a large program and a small one, and a file that cannot be read to its end holds up nobody else.
 struct Hashers {
     means: Means,
-    crowd: Mutex<Crowd>,
+    hashing: Hashing,
+    crowd: Mutex<Crowd<User, Job>>,
+    /// Who hashes what these do not.
+    others: Option<Arc<Hashers>>,
 }
-
-#[derive(Default)]
-struct Crowd {
-    working: usize,
-    waiting: VecDeque<Job>,
-}
-
-const MAX_HASHERS: usize = 64;
 
 impl Hashers {
-    fn new(means: Means) -> Arc<Hashers> {
-        Arc::new(Hashers { means, crowd: Mutex::new(Crowd::default()) })
+    fn new(means: Means, hashing: Hashing, places: usize, others: Option<Arc<Hashers>>) -> Arc<Hashers> {
+        Arc::new(Hashers { means, hashing, crowd: Mutex::new(Crowd::new(places)), others })
     }
 
-    fn crowd(&self) -> MutexGuard<'_, Crowd> {
+    fn crowd(&self) -> MutexGuard<'_, Crowd<User, Job>> {
         self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Hashers>, job: Job) {
+    fn take(self: &Arc<Hashers>, user: User, job: Job) {
         let mut crowd = self.crowd();
-        if crowd.working >= MAX_HASHERS {
-            crowd.waiting.retain(Job::is_awaited);
-            return crowd.waiting.push_back(job);
-        }
-        crowd.working += 1;
+        crowd.keep(Job::is_awaited);
+        let mut next = crowd.enter(user, job).map(|job| (user, job));
         drop(crowd);
-        let hashers = self.clone();
-        let (mailbox, key) = (job.mailbox.clone(), job.question.key());
-        if let Err(error) = thread::Builder::new().name("hash".into()).spawn(move || hashers.work(job)) {
-            tracing::error!("no thread to hash with: {error}");
-            self.crowd().working -= 1;
+        while let Some((user, job)) = next {
+            let (hashers, mailbox, key) = (self.clone(), job.mailbox.clone(), job.question.key());
+            match thread::Builder::new().name("hash".into()).spawn(move || hashers.work(user, job)) {
+                Ok(_) => return,
+                Err(error) => tracing::error!("no thread to hash with: {error}"),
+            }
             let found = Found::Image(Err(Cause::Overload));
             mailbox.deliver(Finding { key, began: self.means.clock.now(), found });
+            next = self.crowd().leave(user);
         }
     }
 
-    fn work(&self, mut job: Job) {
+    fn work(&self, mut user: User, mut job: Job) {
         let _vital = Vital;
         loop {
             if job.is_awaited() {
-                self.means.hash(job);
+                self.hash(user, job);
             }
-            let mut crowd = self.crowd();
-            match crowd.waiting.pop_front() {
-                Some(next) => job = next,
-                None => {
-                    crowd.working -= 1;
-                    return;
-                }
-            }
+            let Some(next) = self.crowd().leave(user) else { return };
+            (user, job) = next;
         }
+    }
+
+    fn hash(&self, user: User, job: Job) {
+        let Question::Image(process) = job.question else { return };
+        let began = self.means.clock.now();
+        let found = match (self.means.reader().read(process, self.hashing), &self.others) {
+            (Ok(image), _) => Ok(Arc::new(image)),
+            (Err(NoImage::Because(cause)), _) => Err(cause),
+            (Err(NoImage::NeedsHashing), Some(others)) => return others.take(user, job),
+            (Err(NoImage::NeedsHashing), None) => Err(Cause::ObjectUnreadable),
+        };
+        job.mailbox.deliver(Finding { key: job.question.key(), began, found: Found::Image(found) });
+    }
+}
+
+/// Whose program is hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum User {
+    /// By user id.
+    Id(u32),
+    /// Everybody in a container, whose root can have any user id. By the inode of its network namespace.
+    Container(u64),
+    /// The process has ended: there is nothing to hash.
+    Gone,
+}
+
+impl User {
+    /// Whose process it is, for a daemon that lives in the network namespace `own`.
+    fn of(process: Process, own: u64) -> Option<User> {
+        let dir = ProcDir::open(process).ok()?;
+        let inode = |name| dir.look(name).ok().map(|(_, namespace)| namespace.ino);
+        let net = inode("ns/net")?;
+        // In a user namespace of his own anybody makes as many others as he likes.
+        let made_by_root = inode("ns/user")? == std::fs::metadata("/proc/self/ns/user").ok()?.ino();
+        Some(if net != own && made_by_root { User::Container(net) } else { User::Id(dir.owner().ok()?) })
     }
 }
 
@@ -305,6 +336,7 @@ impl Means {
     fn search(&self, mut search: Search, queue: &Receiver<Job>, hashers: &Arc<Hashers>) {
         let _vital = Vital;
         let mut links = Links::default();
+        let own = self.namespaces.load().own.id.inode;
         for job in queue.iter().filter(Job::is_awaited) {
             let began = self.clock.now();
             let found = match &job.question {
@@ -323,7 +355,7 @@ impl Means {
                     Ok(image) => Found::Image(Ok(Arc::new(image))),
                     Err(NoImage::Because(cause)) => Found::Image(Err(cause)),
                     Err(NoImage::NeedsHashing) => {
-                        hashers.take(job);
+                        hashers.take(User::of(*process, own).unwrap_or(User::Gone), job);
                         continue;
                     }
                 },
@@ -340,17 +372,6 @@ impl Means {
         })
     }
 
-    fn hash(&self, job: Job) {
-        let Question::Image(process) = job.question else { return };
-        let began = self.clock.now();
-        let found = match self.reader().read(process, Hashing::Allowed) {
-            Ok(image) => Ok(Arc::new(image)),
-            Err(NoImage::Because(cause)) => Err(cause),
-            Err(NoImage::NeedsHashing) => Err(Cause::ObjectUnreadable),
-        };
-        job.mailbox.deliver(Finding { key: job.question.key(), began, found: Found::Image(found) });
-    }
-
     fn hash_ahead(&self, upcoming: &Receiver<Process>) {
         let own = self.namespaces.load().own.id.inode;
         for process in upcoming {
@@ -358,7 +379,7 @@ impl Means {
             let lives_in = ProcDir::open(process).ok().and_then(|dir| dir.look("ns/net").ok());
             if lives_in.is_some_and(|(_, namespace)| namespace.ino == own) {
                 // Only the digests stay; a process that is gone already needs none.
-                let _ = self.reader().read(process, Hashing::Ahead);
+                let _ = self.reader().read(process, Hashing::UpTo(LARGE));
             }
         }
     }
@@ -366,6 +387,8 @@ impl Means {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use shared::Verdict;
 
     use super::*;
@@ -385,6 +408,7 @@ mod tests {
             iterator: None,
             census: Census::default(),
             chronicle: None,
+            mappings: None,
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
             rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
         };
@@ -399,5 +423,30 @@ mod tests {
         let findings: Vec<_> = findings.iter().collect();
         let [Finding { key, found: Found::Image(Ok(_)), .. }] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!(*key, Key::Image(me));
+    }
+
+    /// Whose a process in namespaces of its own is, and the inode of its network namespace.
+    fn user_in(namespaces: &str, own: u64) -> (Option<User>, u64) {
+        let mut child = Command::new("unshare").args([namespaces, "sleep", "60"]).spawn().unwrap();
+        let process = process(child.id());
+        let net = || ProcDir::open(process).unwrap().look("ns/net").unwrap().1.ino;
+        while net() == own {
+            std::thread::yield_now();
+        }
+        let found = (User::of(process, own), net());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(User::of(process, own), None);
+        found
+    }
+
+    #[test]
+    fn a_containers_root_is_not_the_hosts_and_nobody_makes_himself_another() {
+        let own = Namespaces::look().unwrap().own.id.inode;
+        let me = User::Id(nix::unistd::geteuid().as_raw());
+        assert_eq!(User::of(process(std::process::id()), own), Some(me));
+        let (container, inode) = user_in("-n", own);
+        assert_eq!(container, Some(User::Container(inode)));
+        assert_eq!(user_in("-Urn", own).0, Some(me));
     }
 }

@@ -16,6 +16,7 @@ pub mod attribute;
 pub mod bypass;
 pub mod clock;
 pub mod control;
+mod crowd;
 pub mod daemon;
 pub mod image;
 pub mod investigate;

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -256,8 +257,11 @@ fn is_stamped(magic: i64) -> bool {
 
 fn hash_file(key: &FileKey, file: &OwnedFd, below: Option<Below<'_>>) -> Result<Hashed, Cause> {
     let unreadable = |_| Cause::ObjectUnreadable;
-    // Opened anew: `file` may be a mere place.
-    let mut reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unreadable)?;
+    // Opened anew: `file` may be a mere place. Without waiting: who holds a lease on the file may take long to give it
+    // back. To read a regular file the flag means nothing.
+    let mut options = File::options();
+    let place = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(place).map_err(unreadable)?;
     if key.object.size > MAX_OBJECT {
         return Err(Cause::ObjectTooLarge);
     }

@@ -110,12 +110,9 @@ pub enum Hashing {
     Never,
     /// Yes, however long it takes.
     Allowed,
-    /// Those up to 256 MiB: nobody needs them yet. A larger one has no digest.
-    Ahead,
+    /// Those up to so many bytes: tell that it would be needed for a larger one.
+    UpTo(u64),
 }
-
-/// Bytes of a file that is hashed before a packet needs it, and before others that may be needed sooner.
-const MAX_AHEAD: u64 = 256 << 20;
 
 /// Why there is no image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -335,8 +332,8 @@ impl Reader<'_> {
         match (self.digests.get(key), look.hashing) {
             (Some(digest), _) => Ok(Ok(Hashed { digest, lasting: true })),
             (None, Hashing::Never) => Err(NoImage::NeedsHashing),
-            (None, Hashing::Ahead) if key.object.size > MAX_AHEAD => Ok(Err(Cause::ObjectTooLarge)),
-            (None, Hashing::Allowed | Hashing::Ahead) => {
+            (None, Hashing::UpTo(limit)) if key.object.size > limit => Err(NoImage::NeedsHashing),
+            (None, Hashing::Allowed | Hashing::UpTo(_)) => {
                 let below = self.mappings.map(|mappings| Below { mappings, mapped });
                 Ok(self.digests.hash(key, file, below))
             }
@@ -357,7 +354,8 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// The file that is mapped, if an overlay shows it and its digest can be kept, or if it must not be read. `mapping`: none for the program, which most often is mapped too.
+    /// The file that is mapped, if an overlay shows it and its digest can be kept, or if it must not be read. `mapping`:
+    /// none for the program, which most often is mapped too.
     fn below(&self, facts: &FileFacts, mapping: Option<&Mapping>) -> Option<MappedFile> {
         let shown = FileKey::new(facts);
         let mappings = self.mappings?;
@@ -622,11 +620,12 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_not_hashed_ahead() {
+    fn a_file_above_the_limit_is_not_hashed() {
+        const SIZE: u64 = 16 << 20;
         let (digests, program) = (digests(), tempfile::tempdir().unwrap());
         let program = program.path().join("large");
         // By commands: no child of another test inherits a file that is open for writing.
-        let script = r#"cp /bin/sleep "$0" && truncate -s 257M "$0""#;
+        let script = r#"cp /bin/sleep "$0" && truncate -s 16M "$0""#;
         let made = std::process::Command::new("sh").args(["-c", script]).arg(&program).status().unwrap();
         assert!(made.success());
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
@@ -636,13 +635,11 @@ mod tests {
             std::thread::yield_now();
         }
         let reader = Reader { digests: &digests, generations: None, chronicle: None, mappings: None, beyond: false };
-        let ahead = reader.read(process, Hashing::Ahead);
+        let [below, enough] = [SIZE - 1, SIZE].map(|limit| reader.read(process, Hashing::UpTo(limit)));
         child.kill().unwrap();
         child.wait().unwrap();
-        let ahead = ahead.unwrap();
-        assert_eq!((ahead.gap, ahead.program_digest), (Some(Cause::ObjectTooLarge), None));
-        let library = ahead.objects.iter().find(|object| object.path.ends_with(b"libc.so.6")).unwrap();
-        assert!(digests.get(&library.key).is_some());
+        assert_eq!(below.err(), Some(NoImage::NeedsHashing));
+        assert_eq!(enough.unwrap().gap, None);
     }
 
     #[test]

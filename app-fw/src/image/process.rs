@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 use shared::Cause;
 
 use crate::sys::files::{FileFacts, facts};
@@ -123,6 +123,14 @@ impl ProcDir {
     /// What open(2) says.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         open_in(self.body(), name)
+    }
+
+    /// Its effective user id.
+    ///
+    /// # Errors
+    /// What fstat(2) says.
+    pub fn owner(&self) -> io::Result<u32> {
+        Ok(fstat(&self.dir)?.st_uid)
     }
 
     /// Who traces it: the process id of a tracer of any of its threads. A tracer outside the reader's pid namespace is not

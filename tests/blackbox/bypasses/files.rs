@@ -9,8 +9,56 @@ use super::{SINK, TIMES, TO_SINK, repeat, text};
 use crate::line::{Line, queue_status, wait_until};
 use crate::pair::Pair;
 
+const PAGE: u64 = 4096;
+/// The largest file that is no large one.
+const NOT_LARGE: u64 = 256 << 20;
 /// The largest file that is hashed.
 const LARGEST: u64 = 4 << 30;
+
+/// Programs of `user`, more than there are hashers, each with `files` files of `size` bytes that `word` maps; and a program
+/// of root's that is allowed and was never hashed.
+fn readers_kept_busy(label: &str, user: u32, word: &str, files: usize, size: u64) -> Result<()> {
+    const MANY: usize = 80;
+    let pair = Pair::new(label)?;
+    let world = &pair.world;
+    // Older than the daemon: nothing of it is hashed ahead.
+    let mut good = Line::udp_from(world, &pair.good, SINK)?;
+    world.queue_output()?;
+    let _daemon = world.daemon(&[])?;
+    pair.only_rule("OUTPUT", "DROP", "ACCEPT", &world.sha256(&pair.good)?)?;
+    let map = |number: usize| -> Result<Actor> {
+        let (user_id, to) = (format!("--reuid={user}"), pair.to4(8));
+        let command = ["setpriv", &user_id, text(&pair.evil)?, "udp", &to];
+        let mut evil = Actor::from_command(&mut world.command(Ns::Local, &command)?)?;
+        for index in 0..files {
+            let path = world.folder().join(format!("large{number}-{index}"));
+            let file = File::create(&path)?;
+            file.set_len(size)?;
+            std::os::unix::fs::fchown(&file, Some(user), None)?;
+            drop(file);
+            evil.step(&format!("{word} {}", text(&path)?))?;
+        }
+        Ok(evil)
+    };
+    let mut busy = (0..MANY).map(map).collect::<Result<Vec<_>>>()?;
+    busy.iter_mut().try_for_each(|evil| evil.step("send").map(drop))?;
+    good.expect_passes()
+}
+
+#[test]
+fn large_empty_files_delay_no_other_program() -> Result<()> {
+    readers_kept_busy("sparse", 0, "map-exec", 1, LARGEST)
+}
+
+#[test]
+fn many_files_delay_no_program_of_another_user() -> Result<()> {
+    readers_kept_busy("many", 65534, "map-exec", 6, NOT_LARGE)
+}
+
+#[test]
+fn files_with_a_lease_delay_no_other_program() -> Result<()> {
+    readers_kept_busy("lease", 0, "lease", 1, PAGE)
+}
 
 /// More packets than may wait do so, for large files.
 #[test]
