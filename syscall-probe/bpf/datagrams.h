@@ -33,17 +33,18 @@ static __always_inline bool is_udp(u16 protocol)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_sent, struct sock *sk)
 {
-	u16 family = sk->__sk_common.skc_family, protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
-	struct task_struct *task = bpf_get_current_task_btf();
+	u16 protocol = BPF_CORE_READ_BITFIELD(sk, sk_protocol), family = sk->__sk_common.skc_family;
+	struct task_struct *task;
 	struct beginner caller = {}, *known;
 	struct process_slot *slot;
 	struct wide *all;
 	bool is_begun;
 	u64 cookie;
 
-	if ((family != AF_INET && family != AF_INET6) || protocol == IPPROTO_TCP ||
-	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) == SOCK_STREAM)
+	if (protocol == IPPROTO_TCP || (family != AF_INET && family != AF_INET6) ||
+	    BPF_CORE_READ_BITFIELD(sk, sk_type) == SOCK_STREAM)
 		return 0;
+	task = bpf_get_current_task_btf();
 	if (BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
 		note_writer(sk);
 	is_begun = is_udp(protocol) ? BPF_CORE_READ((struct udp_sock *)sk, pending) : BPF_CORE_READ(sk, sk_write_queue.qlen);

@@ -18,7 +18,7 @@
 #define PORTS 65536
 #define FILE_SLOTS 131072
 #define SOCKETS 131072
-#define WRITTEN_SOCKETS 262144
+#define WRITTEN_SOCKETS 131072
 #define UNFINISHED_DATAGRAMS 16384
 #define IN_FLIGHT_THREADS 65536
 #define EVENT_BYTES (1 << 20)
@@ -95,7 +95,7 @@ _Static_assert(sizeof(struct connection) == 120, "mirrored in src/layout.rs");
 
 /* Processes that wrote into a TCP socket, or in other network namespaces than the daemon's sent through any. Key: the socket's
    cookie. */
-#define WRITERS 8
+#define WRITERS 4
 struct writers {
 	u32 count; /* more than WRITERS: the others are not known */
 	u32 padding;
@@ -106,7 +106,7 @@ struct writers {
 		u64 wrote; /* its exec_generation when it first wrote */
 	} writers[WRITERS];
 };
-_Static_assert(sizeof(struct writers) == 200, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct writers) == 104, "mirrored in src/layout.rs");
 
 /* Who was running when a packet was queued. Index: number of the queue modulo SENDER_QUEUES, times SENDER_SLOTS, plus the
    packet's id modulo SENDER_SLOTS, which is more than a queue may hold. */
@@ -232,10 +232,10 @@ struct {
 	__type(value, struct created_socket);
 } sockets SEC(".maps");
 
-/* Must not forget, so it can be full: see `lost_writers`. */
+/* Must not forget, so it can be full: see `lost_writers`. Its memory is there from the start: every connection needs an
+   entry for a moment. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, WRITTEN_SOCKETS);
 	__type(key, u64);
 	__type(value, struct writers);

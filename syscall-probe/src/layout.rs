@@ -94,9 +94,9 @@ const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_
 /// Length of `struct created_socket`.
 pub(crate) const CREATED_SOCKET: usize = 40;
 /// Length of `struct writers`.
-pub(crate) const WRITERS: usize = 200;
+pub(crate) const WRITERS: usize = 104;
 /// How many of them it has room for.
-const WRITERS_ROOM: usize = 8;
+const WRITERS_ROOM: usize = 4;
 /// Length of `struct event`.
 pub(crate) const EVENT: usize = 24;
 /// Length of `struct change`.

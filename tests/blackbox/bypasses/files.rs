@@ -132,3 +132,26 @@ fn a_library_under_another_path_makes_nobody_unknown() -> Result<()> {
     }
     Ok(())
 }
+
+/// Somebody maps the allowed program's file under another path before that has ever run.
+/// That would put its files into another order.
+#[test]
+fn a_program_seen_first_under_another_path_has_the_same_aggregate() -> Result<()> {
+    let pair = Pair::new("first path")?;
+    let world = &pair.world;
+    let aggregate = crate::rules::aggregate(world, pair.start(&pair.good, &["idle"])?.pid())?;
+    world.queue_output()?;
+    let _daemon = world.daemon(&[])?;
+    world.ctl_ok(&["-A", "-c", "OUTPUT", "-v", "ACCEPT", "--agg-hash", &aggregate])?;
+    world.ctl_ok(&["-P", "OUTPUT", "DROP"])?;
+    // Behind the paths of the libraries, before which the program's own comes.
+    let script =
+        r#"mount -t tmpfs none /var && touch /var/other && mount --bind "$1" /var/other && exec "$2" udp "$3""#;
+    let (good, evil, to) = (text(&pair.good)?, text(&pair.evil)?, pair.to4(8));
+    let mut command = world.command(Ns::Local, &["unshare", "-m", "sh", "-c", script, "sh", good, evil, &to])?;
+    let mut evil = Actor::from_command(&mut command)?;
+    evil.step("map-exec /var/other")?;
+    evil.step("send")?;
+    world.wait_queues_empty(Ns::Local)?;
+    Line::udp_from(world, &pair.good, SINK)?.expect_passes()
+}
