@@ -18,6 +18,7 @@
 #define SOL_SOCKET 1
 #define SO_BINDTODEVICE 25
 #define SO_BINDTOIFINDEX 62
+#define PAGE_SIZE 4096
 #define ALLOW 1
 
 SEC("cgroup/sock_create")
@@ -141,6 +142,10 @@ int on_set_option(struct bpf_sockopt *ctx)
 	struct connection *connection;
 	u32 port;
 
+	/* The kernel shows no more than a page, and before 6.5 takes a longer option, as iptables sets, for a mistake of this
+	   program's unless that says to leave it alone. */
+	if (ctx->optlen > PAGE_SIZE)
+		ctx->optlen = 0;
 	if (!sk || ctx->level != SOL_SOCKET || (ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX))
 		return ALLOW;
 	port = sk->src_port;

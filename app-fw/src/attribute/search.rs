@@ -467,8 +467,9 @@ impl Search {
         wanted: impl Fn(&SocketRecord) -> bool,
     ) -> Option<Found> {
         let mut sockets: Vec<&SocketRecord> = records.iter().filter(|record| wanted(record)).collect();
-        sockets.sort_unstable_by_key(|record| record.cookie);
-        sockets.dedup_by_key(|record| record.cookie);
+        // Where /proc alone tells, there are no cookies.
+        sockets.sort_unstable_by_key(|record| (record.inode, record.cookie));
+        sockets.dedup_by_key(|record| (record.inode, record.cookie));
         let mut found = Found { cookies: sockets.iter().map(|record| record.cookie).collect(), ..Found::default() };
         for record in &sockets {
             self.holders_listed(records, Sought::listed(record, namespace), &mut found);
