@@ -348,10 +348,11 @@ static __always_inline void distrust_process(u32 tgid, u32 what)
 
 	if (!slot)
 		return;
+	/* If another thread was quicker: what it has counted must not be counted twice, for its end is counted once. */
+	if (!known && bpf_map_update_elem(&distrusted, &tgid, &what, BPF_NOEXIST))
+		known = bpf_map_lookup_elem(&distrusted, &tgid);
 	if (known)
 		news &= ~__sync_fetch_and_or(known, what);
-	else
-		bpf_map_update_elem(&distrusted, &tgid, &what, BPF_NOEXIST);
 	if (news & UNRELIABLE_HOLDER)
 		__sync_fetch_and_add(&slot->unreliable_holders, 1);
 	if (news & UNRELIABLE_IMAGE)
