@@ -86,7 +86,8 @@ impl<'de> Deserialize<'de> for Protocol {
 }
 
 /// What is known of a packet's ports.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ports {
     /// The protocol has none.
     Absent,
@@ -102,7 +103,8 @@ pub enum Ports {
 }
 
 /// A packet's protocol, addresses and ports, as in its headers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Flow {
     /// Layer-4 protocol.
     pub protocol: Protocol,

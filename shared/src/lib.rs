@@ -5,10 +5,12 @@
 
 pub mod control;
 pub mod digest;
+pub mod document;
 pub mod event;
 pub mod flow;
 pub mod namespace;
 pub mod rule;
+pub mod set;
 pub mod verdict;
 
 pub use digest::Digest;

@@ -64,6 +64,15 @@ pub enum Verdict {
     Accept,
     /// It vanishes.
     Drop,
+    /// It vanishes, and the program that sent it is told at once: a reset for TCP, unreachable for the rest.
+    Reject,
+}
+
+impl Verdict {
+    /// Whether the packet passes.
+    pub fn lets_pass(self) -> bool {
+        self == Verdict::Accept
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -71,6 +80,7 @@ impl fmt::Display for Verdict {
         f.pad(match self {
             Verdict::Accept => "ACCEPT",
             Verdict::Drop => "DROP",
+            Verdict::Reject => "REJECT",
         })
     }
 }
@@ -82,7 +92,8 @@ impl FromStr for Verdict {
         match text.to_ascii_uppercase().as_str() {
             "ACCEPT" => Ok(Verdict::Accept),
             "DROP" => Ok(Verdict::Drop),
-            _ => Err(WordError { found: text.into(), wanted: "ACCEPT, DROP" }),
+            "REJECT" => Ok(Verdict::Reject),
+            _ => Err(WordError { found: text.into(), wanted: "ACCEPT, DROP, REJECT" }),
         }
     }
 }

@@ -1,0 +1,344 @@
+//! A whole ruleset as a text or as JSON: what `ctl-fw save` writes and `ctl-fw restore` reads.
+//!
+//! Each line of the text is what stands behind `ctl-fw` on a command line that makes its part: a set, a policy, a rule.
+//! Blank lines mean nothing, nor does what follows a `#` at the beginning of a line. `--id N` of a rule is its stable id.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rule::{Draft, RuleError, Words, quoted};
+use crate::set::{Elements, Set, SetKind, SetName};
+use crate::{Chain, Rule, Selector, Verdict};
+
+/// A chain's policy in a namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The chain.
+    pub chain: Chain,
+    /// The namespace.
+    pub namespace: Selector,
+    /// What happens where no rule fires: ACCEPT or DROP.
+    pub verdict: Verdict,
+}
+
+/// A rule, and its id if it has one already.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NumberedRule {
+    /// Stable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The rule.
+    pub rule: Rule,
+}
+
+/// A ruleset: everything that packets are judged by. In each chain of each namespace the rules stand in the order given.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// Named sets.
+    #[serde(default)]
+    pub sets: Vec<Set>,
+    /// Policies.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
+    /// Rules.
+    #[serde(default)]
+    pub rules: Vec<NumberedRule>,
+}
+
+/// What is wrong with a document, and where.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("line {line}, column {column}: {message}")]
+pub struct DocumentError {
+    /// From 1.
+    pub line: usize,
+    /// Byte offset in the line, from 1.
+    pub column: usize,
+    /// A sentence.
+    pub message: String,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "-P {} {} -n {}", self.chain, self.verdict, quoted(&self.namespace.to_string()))
+    }
+}
+
+impl fmt::Display for NumberedRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rule.fmt(f)?;
+        match self.id {
+            Some(id) => write!(f, " --id {id}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for set in &self.sets {
+            writeln!(f, "{set}")?;
+        }
+        for policy in &self.policies {
+            writeln!(f, "{policy}")?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "{rule}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Something that stands on one line.
+enum Part {
+    Set(Set),
+    Policy(Policy),
+    Rule(Box<NumberedRule>),
+}
+
+impl Document {
+    /// Reads the text form. Where it is wrong, every error is listed.
+    ///
+    /// # Errors
+    /// All that is wrong, by line.
+    pub fn parse(text: &str) -> Result<Document, Vec<DocumentError>> {
+        let mut document = Document::default();
+        // Which line each part stands on.
+        let (mut lines, mut errors) = (Lines::default(), Vec::new());
+        for (index, line) in text.lines().enumerate() {
+            let number = index + 1;
+            if line.trim_start().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match read_line(line) {
+                Ok(Part::Set(set)) => {
+                    lines.sets.push(number);
+                    document.sets.push(set);
+                }
+                Ok(Part::Policy(policy)) => {
+                    lines.policies.push(number);
+                    document.policies.push(policy);
+                }
+                Ok(Part::Rule(rule)) => {
+                    lines.rules.push(number);
+                    document.rules.push(*rule);
+                }
+                Err(RuleError { column, message }) => errors.push(DocumentError { line: number, column, message }),
+            }
+        }
+        errors.extend(document.contradictions().into_iter().map(|(part, message)| {
+            let line = match part {
+                At::Set(index) => lines.sets[index],
+                At::Policy(index) => lines.policies[index],
+                At::Rule(index) => lines.rules[index],
+            };
+            DocumentError { line, column: 1, message }
+        }));
+        errors.sort_by_key(|error| (error.line, error.column));
+        if errors.is_empty() { Ok(document) } else { Err(errors) }
+    }
+
+    /// What of it cannot be true together: a name, an id or a policy given twice, a set that is not there or is of another
+    /// kind. A document of JSON is asked as well as one of text.
+    pub fn contradictions(&self) -> Vec<(At, String)> {
+        let mut found = Vec::new();
+        let mut kinds: HashMap<&SetName, SetKind> = HashMap::new();
+        for (index, set) in self.sets.iter().enumerate() {
+            if kinds.insert(&set.name, set.elements.kind()).is_some() {
+                found.push((At::Set(index), format!("the set {} is there twice", set.name)));
+            }
+        }
+        let mut policies = HashMap::new();
+        for (index, policy) in self.policies.iter().enumerate() {
+            if policies.insert((policy.chain, &policy.namespace), ()).is_some() {
+                let Policy { chain, namespace, .. } = policy;
+                found.push((At::Policy(index), format!("the policy of {chain} in {namespace} is there twice")));
+            }
+            if policy.verdict == Verdict::Reject {
+                found.push((At::Policy(index), "a policy is ACCEPT or DROP".into()));
+            }
+        }
+        let mut ids = HashMap::new();
+        for (index, NumberedRule { id, rule }) in self.rules.iter().enumerate() {
+            match id {
+                Some(0) => found.push((At::Rule(index), "no rule has the id 0".into())),
+                Some(id) if ids.insert(*id, ()).is_some() => {
+                    found.push((At::Rule(index), format!("the id {id} is there twice")));
+                }
+                _ => {}
+            }
+            for predicate in &rule.predicates {
+                for (name, wanted) in predicate.on.sets() {
+                    let option = predicate.on.option();
+                    match kinds.get(name) {
+                        None => found.push((At::Rule(index), format!("{option} @{name}: there is no such set"))),
+                        Some(kind) if *kind != wanted => found.push((
+                            At::Rule(index),
+                            format!("{option} @{name}: a set of {wanted} is wanted, this is one of {kind}"),
+                        )),
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Which part of a document is meant: its index in its list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum At {
+    /// Of the sets.
+    Set(usize),
+    /// Of the policies.
+    Policy(usize),
+    /// Of the rules.
+    Rule(usize),
+}
+
+#[derive(Default)]
+struct Lines {
+    sets: Vec<usize>,
+    policies: Vec<usize>,
+    rules: Vec<usize>,
+}
+
+fn read_line(line: &str) -> Result<Part, RuleError> {
+    let mut words = Words::new(line);
+    let first = words.next().transpose()?;
+    match first.as_ref().map(|word| word.text.as_ref()) {
+        Some("-A") => read_rule(words).map(|rule| Part::Rule(Box::new(rule))),
+        Some("-P") => read_policy(words).map(Part::Policy),
+        Some("set") => read_set(words).map(Part::Set),
+        _ => Err(RuleError {
+            column: first.map_or(1, |word| word.column),
+            message: "a line begins with -A, -P, set, or # for a remark".into(),
+        }),
+    }
+}
+
+fn read_rule(mut words: Words<'_>) -> Result<NumberedRule, RuleError> {
+    let (mut draft, mut id) = (Draft::default(), None);
+    while let Some(word) = words.next().transpose()? {
+        if word.text != "--id" {
+            draft.take(&word, &mut words)?;
+            continue;
+        }
+        let (column, value) = value(&mut words, "--id")?;
+        let number =
+            value.parse().map_err(|_| RuleError { column, message: format!("{value:?} is no id: a number") })?;
+        if id.replace(number).is_some() {
+            return Err(RuleError { column, message: "given twice".into() });
+        }
+    }
+    Ok(NumberedRule { id, rule: draft.finish(words.end())? })
+}
+
+fn read_policy(mut words: Words<'_>) -> Result<Policy, RuleError> {
+    let chain = parsed(&mut words, "the chain")?;
+    let verdict = parsed(&mut words, "the verdict")?;
+    let option = words.next().transpose()?;
+    if option.as_ref().is_none_or(|word| word.text != "-n") {
+        let column = option.map_or(words.end(), |word| word.column);
+        return Err(RuleError { column, message: "the namespace (-n) is missing".into() });
+    }
+    let namespace = parsed(&mut words, "-n")?;
+    nothing_more(words)?;
+    Ok(Policy { chain, namespace, verdict })
+}
+
+fn read_set(mut words: Words<'_>) -> Result<Set, RuleError> {
+    let (column, verb) = value(&mut words, "set")?;
+    if verb != "create" {
+        return Err(RuleError { column, message: format!("{verb:?} is not create") });
+    }
+    let name = parsed(&mut words, "the name")?;
+    let kind = parsed(&mut words, "the kind")?;
+    let elements = match words.next().transpose()? {
+        None => Elements::none(kind),
+        Some(word) => Elements::parse(kind, word.text.split(','))
+            .map_err(|error| RuleError { column: word.column, message: error.to_string() })?,
+    };
+    nothing_more(words)?;
+    Ok(Set { name, elements })
+}
+
+fn value(words: &mut Words<'_>, what: &str) -> Result<(usize, String), RuleError> {
+    match words.next().transpose()? {
+        Some(word) => Ok((word.column, word.text.into_owned())),
+        None => Err(RuleError { column: words.end(), message: format!("{what} wants a value") }),
+    }
+}
+
+fn parsed<T: std::str::FromStr<Err: fmt::Display>>(words: &mut Words<'_>, what: &str) -> Result<T, RuleError> {
+    let word = words.next().transpose()?;
+    let word = word.ok_or_else(|| RuleError { column: words.end(), message: format!("{what} is missing") })?;
+    word.text.parse().map_err(|error: T::Err| RuleError { column: word.column, message: error.to_string() })
+}
+
+fn nothing_more(mut words: Words<'_>) -> Result<(), RuleError> {
+    match words.next().transpose()? {
+        None => Ok(()),
+        Some(word) => {
+            Err(RuleError { column: word.column, message: format!("nothing is expected here: {:?}", word.text) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+set create lan addresses 10.0.0.0/8,::1/128
+set create web ports 80,443
+-P OUTPUT DROP -n host
+-A -c OUTPUT -n host -v ACCEPT -d @lan --dport @web --id 7
+-A -c OUTPUT -n any -v REJECT ! --dport 22 --comment \"not \\\"this\\\"\"
+";
+
+    #[test]
+    fn text_and_json_round_trip() {
+        let document = Document::parse(TEXT).unwrap();
+        assert_eq!(document.to_string(), TEXT);
+        assert_eq!(document.rules[0].id, Some(7));
+        let json = serde_json::to_string(&document).unwrap();
+        assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
+        let spaced = format!("# remark\n\n   \n{}", TEXT.replace(" -v", "   -v"));
+        assert_eq!(Document::parse(&spaced).unwrap(), document);
+        assert_eq!(Document::parse("").unwrap(), Document::default());
+    }
+
+    #[test]
+    fn every_error_is_listed_with_its_place() {
+        let text = "\
+-A -c OUTPUT -n any -v DROP --dport 99999
+-A -c OUTPUT -n any -v DROP --id 1
+-A -c OUTPUT -n any -v DROP --id 1
+-A -c OUTPUT -n any -v DROP -s @nobody
+set create web ports 80
+-A -c OUTPUT -n any -v DROP -s @web
+set create web ports 81
+-P INPUT DROP
+-P INPUT REJECT -n any
+jump
+set create x ports y
+-A -c OUTPUT -n any -v DROP --id 0
+";
+        let errors = Document::parse(text).unwrap_err();
+        let places: Vec<_> = errors.iter().map(|error| (error.line, error.column)).collect();
+        let expected = [(1, 37), (3, 1), (4, 1), (6, 1), (7, 1), (8, 14), (9, 1), (10, 1), (11, 20), (12, 1)];
+        assert_eq!(places, expected, "{errors:#?}");
+        assert_eq!(
+            errors[0].to_string(),
+            "line 1, column 37: \"99999\" is no port: a number from 0 to 65535, or a range such as 8000:8080"
+        );
+        assert!(
+            errors[2].message.contains("no such set") && errors[3].message.contains("a set of addresses is wanted")
+        );
+    }
+}
