@@ -285,7 +285,7 @@ sk               RefCnt Type Proto  Iface R Rmem   User   Inode
             chronicle: None,
             mappings: None,
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
-            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::empty(1, defaults))),
         };
         let (wake, wanted) = bounded(1);
         let seen = Mutex::new(Seen::new(None));

@@ -410,7 +410,7 @@ mod tests {
             chronicle: None,
             mappings: None,
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look().unwrap())),
-            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [], [], defaults))),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::empty(1, defaults))),
         };
         let investigators = Investigators::start(&means, None).unwrap();
         let (mailbox, findings, _wake) = Mailbox::new().unwrap();

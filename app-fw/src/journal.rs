@@ -171,7 +171,7 @@ impl Reporter {
     /// Whether a packet with this answer makes an event at all.
     pub fn concerns(&self, answer: &Answer) -> bool {
         let all = if self.policy.accepted { Tell::Everything } else { Tell::Drops };
-        all.of(answer.judgement.verdict)
+        all.of(&answer.judgement)
     }
 
     /// Hands an event over, or counts it as left out.

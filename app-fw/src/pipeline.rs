@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use shared::rule::Log;
 use shared::{Cause, Chain, Flow, Protocol, Reason, Verdict};
 use smallvec::SmallVec;
 use syscall_probe::{Generations, Sender, SocketTable};
@@ -19,7 +20,7 @@ use crate::attribute::diag::{Diag, Tuple};
 use crate::attribute::{Endpoint, Origin, Owners, Staleness, Suspect};
 use crate::image::{Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
-use crate::matcher::{ChainRules, Judgement, Outcome, Ruleset, judge};
+use crate::matcher::{Facts, Judgement, Outcome, Ruleset, View};
 use crate::namespaces::links::Beyond;
 use crate::namespaces::{Namespace, NamespaceId, Namespaces};
 use crate::packet::{About, Packet, PacketError};
@@ -227,11 +228,13 @@ pub enum Tell {
 
 impl Tell {
     /// Whether it will tell of this one.
-    pub fn of(self, verdict: Verdict) -> bool {
-        match self {
-            Tell::Nothing => false,
-            Tell::Drops => verdict != Verdict::Accept,
-            Tell::Everything => true,
+    pub fn of(self, judgement: &Judgement) -> bool {
+        let log = judgement.rule.as_ref().map_or(Log::Default, |rule| rule.rule.log);
+        match (self, log) {
+            (Tell::Nothing, _) | (_, Log::Never) => false,
+            (_, Log::Always) => true,
+            (Tell::Drops, Log::Default) => !judgement.verdict.lets_pass(),
+            (Tell::Everything, Log::Default) => true,
         }
     }
 }
@@ -270,7 +273,9 @@ pub struct Pipeline {
     execs: Recent<Process, (u64, u64)>,
     round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
-    views: Recent<NamespaceId, (Basis, Arc<ChainRules>)>,
+    views: Recent<NamespaceId, (Basis, Arc<View>)>,
+    /// What the rules left to ask of packets, by process.
+    asked: Recent<Process, identity::Asked>,
     reuse: Reuse,
 }
 
@@ -318,6 +323,7 @@ impl Pipeline {
             round: 0,
             behind: Recent::new(NAMESPACES),
             views: Recent::new(NAMESPACES),
+            asked: Recent::new(PROCESSES),
             reuse: Reuse::default(),
         }
     }
@@ -341,22 +347,30 @@ impl Pipeline {
             Ok(namespace) => namespace,
             Err(question) => return Decision::Wait(question),
         };
-        let rules = self.view(&namespace, basis);
-        let mut identity = None;
-        let judgement = match judge(&rules, &packet.flow, None) {
-            Outcome::Judged(judgement) if !tell.of(judgement.verdict) => judgement,
-            _ => {
-                let found = match self.identity(arrived, packet, sender.as_ref(), suspect, &namespace, patience) {
-                    Ok(identity) => identity,
+        let view = self.view(&namespace, basis);
+        let called = namespace.ruled_by().cloned();
+        let facts = Facts {
+            flow: &packet.flow,
+            input: None,
+            output: None,
+            namespace: called.as_ref().map(|namespace| &namespace.selectors[..]),
+            now: arrived.at,
+        };
+        let (judgement, identity) = loop {
+            let (judgement, identity) = match view.judge(&facts) {
+                Outcome::Judged(judgement) if !tell.of(&judgement) => (judgement, None),
+                _ => match self.identity(arrived, packet, sender.as_ref(), suspect, &namespace, patience) {
+                    Ok(identity) => (self.judge(&view, &facts, &identity), Some(identity)),
                     Err(question) => return Decision::Wait(question),
-                };
-                let judgement = found.judge(&rules, &packet.flow);
-                identity = Some(found);
-                judgement
+                },
+            };
+            // Another queue's packet may have used up the rate of the rule that fires. Then another rule does.
+            if judgement.take(arrived.at) {
+                break (judgement, identity);
             }
         };
         let lasts = namespace.lasts();
-        let answer = Arc::new(Answer { judgement, namespace: namespace.ruled_by().cloned(), identity, basis, lasts });
+        let answer = Arc::new(Answer { judgement, namespace: called, identity, basis, lasts });
         self.reuse.misses += 1;
         if answer.may_be_kept() {
             self.answers.put(key, answer.clone());
@@ -429,7 +443,7 @@ impl Pipeline {
     /// The answer to a packet that no rule needs to see.
     pub fn refusal(&self, reason: Reason) -> Answer {
         Answer {
-            judgement: Judgement { verdict: Verdict::Drop, reason, rule: None },
+            judgement: Judgement::without_rule(Verdict::Drop, reason),
             namespace: None,
             identity: None,
             basis: self.basis(),
@@ -449,7 +463,7 @@ impl Pipeline {
         let checked = answer.check(basis, self.world.generations.as_ref());
         match checked {
             // Whoever is to be told wants names.
-            Ok(()) if answer.identity.is_none() && tell.of(answer.judgement.verdict) => None,
+            Ok(()) if answer.identity.is_none() && tell.of(&answer.judgement) => None,
             Ok(()) => {
                 self.reuse.hits += 1;
                 Some(answer.clone())
@@ -462,11 +476,11 @@ impl Pipeline {
     }
 
     /// The rules for a namespace.
-    fn view(&mut self, namespace: &Whereabouts, basis: Basis) -> Arc<ChainRules> {
+    fn view(&mut self, namespace: &Whereabouts, basis: Basis) -> Arc<View> {
         let rules = self.world.rules.load();
         let chain = self.world.chain;
         let Some(namespace) = namespace.ruled_by() else {
-            return Arc::new(rules.chain_in_doubt(chain));
+            return Arc::new(rules.view_in_doubt(chain));
         };
         if let Some((made, view)) = self.views.get(&namespace.id)
             && made.rules == basis.rules
@@ -474,7 +488,7 @@ impl Pipeline {
         {
             return view.clone();
         }
-        let view = Arc::new(rules.chain(&namespace.selectors, chain));
+        let view = Arc::new(rules.view(&namespace.selectors, chain));
         // Made from rules at least as new as the basis says; if they are newer, the next packet makes another.
         self.views.put(namespace.id, (basis, view.clone()));
         view
@@ -553,7 +567,7 @@ impl FlowKey {
 impl Answer {
     /// Whether [`Answer::check`] may ever find it unchanged.
     fn may_be_kept(&self) -> bool {
-        self.identity.as_ref().map_or(self.lasts, |identity| {
+        !self.judgement.momentary && self.identity.as_ref().map_or(self.lasts, |identity| {
             identity.owners.may_be_kept()
                 && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
         })

@@ -394,7 +394,10 @@ impl Worker {
         }
         match answer.judgement.verdict {
             Verdict::Accept => self.tally.accepted += 1,
-            Verdict::Drop => self.tally.dropped += 1,
+            Verdict::Drop | Verdict::Reject => self.tally.dropped += 1,
+        }
+        if let Some(rule) = &answer.judgement.rule {
+            rule.state.count(arrived.length);
         }
         if self.reporter.concerns(answer) {
             self.reporter.report(|| Draft {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::{Cause, Chain, Flow, Ports, Protocol, Reason, Verdict};
+use shared::{Cause, Chain, Ports, Protocol};
 use smallvec::SmallVec;
 use syscall_probe::{Generations, Sender};
 
@@ -11,7 +11,7 @@ use crate::attribute::diag::Tuple;
 use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Suspect, quick};
 use crate::image::{Image, Process};
 use crate::investigate::Question;
-use crate::matcher::{ChainRules, Judgement, Made, Outcome, Owner, judge};
+use crate::matcher::{Facts, Judgement, Made, Owner, Residual, View};
 use crate::namespaces::NamespaceId;
 use crate::packet::{About, Packet};
 
@@ -231,13 +231,44 @@ impl Pipeline {
 }
 
 impl Identity {
-    pub(super) fn judge(&self, rules: &ChainRules, flow: &Flow) -> Judgement {
-        let mut owners: SmallVec<[Owner<'_>; 4]> = self.images.iter().map(as_owner).collect();
-        owners.extend(self.owners.undetermined.map(|_| Owner::Undetermined));
-        match judge(rules, flow, Some(&owners)) {
-            Outcome::Judged(judgement) => judgement,
-            Outcome::NeedsOwners => Judgement { verdict: Verdict::Drop, reason: Reason::Undetermined, rule: None },
+    /// Whoever holds the socket, for the rules.
+    fn owners(&self) -> SmallVec<[Owner<'_>; 4]> {
+        let undetermined = self.owners.undetermined.map(|_| Owner::Undetermined);
+        self.images.iter().map(as_owner).chain(undetermined).collect()
+    }
+
+    /// The image of the only process that matters, if there is one.
+    fn sole_image(&self) -> Option<&Arc<Image>> {
+        match (&self.images[..], self.owners.undetermined) {
+            ([Ok(image)], None) => Some(image),
+            _ => None,
         }
+    }
+}
+
+/// What the rules left to ask of a process's packets, with what that was derived from.
+#[derive(Debug)]
+pub(super) struct Asked {
+    image: Arc<Image>,
+    view: Arc<View>,
+    residual: Arc<Residual>,
+}
+
+impl Pipeline {
+    /// Has the rules judge a packet of these owners. What the rules say of a single owner is kept for the next packet.
+    pub(super) fn judge(&mut self, view: &Arc<View>, facts: &Facts<'_>, identity: &Identity) -> Judgement {
+        let owners = identity.owners();
+        let Some(image) = identity.sole_image() else { return view.residual(&owners).judge(facts, &owners) };
+        if let Some(asked) = self.asked.get(&image.process)
+            && Arc::ptr_eq(&asked.image, image)
+            && Arc::ptr_eq(&asked.view, view)
+        {
+            return asked.residual.judge(facts, &owners);
+        }
+        let residual = Arc::new(view.residual(&owners));
+        let judgement = residual.judge(facts, &owners);
+        self.asked.put(image.process, Asked { image: image.clone(), view: view.clone(), residual });
+        judgement
     }
 }
 
@@ -247,6 +278,11 @@ fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
             digests: &image.digests,
             complete: image.gap.is_none(),
             aggregate: image.aggregate,
+            paths: &[],
+            program: None,
+            uid: None,
+            gid: None,
+            cgroup: None,
             anon_exec: image.beyond.and_then(|beyond| beyond.anon_exec),
             traced: image.beyond.map(|beyond| beyond.traced_by.is_some()),
         }),

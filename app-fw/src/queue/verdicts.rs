@@ -53,7 +53,7 @@ impl Verdicts {
         self.count += 1;
         let verdict = match verdict {
             Verdict::Accept => NF_ACCEPT,
-            Verdict::Drop => NF_DROP,
+            Verdict::Drop | Verdict::Reject => NF_DROP,
         };
         let mut message = [0u8; PLAIN];
         message[0..4].copy_from_slice(&(length as u32).to_ne_bytes());

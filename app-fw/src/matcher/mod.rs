@@ -1,12 +1,27 @@
 //! Rules against a packet and its owners: the first rule that fires decides, else the chain's policy.
 //!
-//! Predicates over owners answer yes, no or unknown, and not knowing never helps the sender: a DROP rule fires if any
-//! owner may match, an ACCEPT rule only if every owner surely does. Pure: no clock, no kernel, no other room.
+//! Predicates over owners answer yes, no or unknown, and not knowing never helps the sender: a DROP or REJECT rule fires if
+//! any owner may match, an ACCEPT rule only if every owner surely does.
+//!
+//! Rules are not asked one after another. They are filed by what they ask for ([`index`], [`chain`]), and a packet meets only
+//! those that are filed under what it has. What its owners are made of is asked once ([`Residual`]); what is left depends on
+//! the packet alone. Pure: no clock, no kernel, no other room.
+
+mod chain;
+mod index;
+#[cfg(test)]
+mod oracle;
+mod ranges;
+mod rule;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::{Chain, Digest, Flow, Match, Ports, Predicate, Reason, Rule, Selector, Verdict};
+use shared::{Chain, Digest, Flow, Reason, Selector, Verdict};
+use smallvec::SmallVec;
+
+use chain::{Asks, Chained, Doubts, Only, Rest, Unasked};
+pub use rule::{ActiveRule, RuleState, Sets};
 
 /// The answer of a predicate.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,6 +50,21 @@ impl From<bool> for Tri {
     }
 }
 
+/// What is known of a packet itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Its headers.
+    pub flow: &'a Flow,
+    /// The interface by which it came in.
+    pub input: Option<&'a str>,
+    /// The interface by which it leaves.
+    pub output: Option<&'a str>,
+    /// What the namespace of its socket is called; `None` if that is not known.
+    pub namespace: Option<&'a [Selector]>,
+    /// When it is judged, nanoseconds by the daemon's clock: rates are held against it.
+    pub now: u64,
+}
+
 /// What a process is made of, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 pub struct Made<'a> {
@@ -44,6 +74,16 @@ pub struct Made<'a> {
     pub complete: bool,
     /// The aggregate digest, if it is known.
     pub aggregate: Option<Digest>,
+    /// The paths under which its objects are mapped. An empty one is not known.
+    pub paths: &'a [Vec<u8>],
+    /// The path of the program it runs. `None` if that is not known.
+    pub program: Option<&'a [u8]>,
+    /// Its effective user id. `None` if that is not known.
+    pub uid: Option<u32>,
+    /// Its effective group id. `None` if that is not known.
+    pub gid: Option<u32>,
+    /// Its control group. `None` if that is not known.
+    pub cgroup: Option<&'a str>,
     /// It has executable memory whose content no file holds. `None` if that is not known.
     pub anon_exec: Option<bool>,
     /// Another process traces it. `None` if that is not known.
@@ -59,33 +99,6 @@ pub enum Owner<'a> {
     Undetermined,
 }
 
-/// A rule in force.
-#[derive(Debug, PartialEq)]
-pub struct ActiveRule {
-    /// Stable id.
-    pub id: u64,
-    /// What it says.
-    pub rule: Rule,
-    /// Its text form, made once for events.
-    pub text: Arc<str>,
-}
-
-impl ActiveRule {
-    /// Makes the text.
-    pub fn new(id: u64, rule: Rule) -> ActiveRule {
-        ActiveRule { id, text: rule.to_string().into(), rule }
-    }
-}
-
-/// The rules one packet meets, in order.
-#[derive(Clone, Debug)]
-pub struct ChainRules {
-    /// First match decides.
-    pub rules: Vec<Arc<ActiveRule>>,
-    /// Where none fires.
-    pub policy: Verdict,
-}
-
 /// What the rules say.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Judgement {
@@ -95,6 +108,25 @@ pub struct Judgement {
     pub reason: Reason,
     /// The rule that fired.
     pub rule: Option<Arc<ActiveRule>>,
+    /// A rate was asked: it is about this packet only.
+    pub momentary: bool,
+}
+
+impl Judgement {
+    fn by(rule: &Arc<ActiveRule>, reason: Reason, momentary: bool) -> Judgement {
+        Judgement { verdict: rule.rule.verdict, reason, rule: Some(rule.clone()), momentary }
+    }
+
+    /// What happens to a packet for another reason than a rule or a policy.
+    pub fn without_rule(verdict: Verdict, reason: Reason) -> Judgement {
+        Judgement { verdict, reason, rule: None, momentary: false }
+    }
+
+    /// Takes a packet into account that is settled by it. False if the rate of its rule is used up meanwhile: then it does
+    /// not hold, and the rules must be asked again.
+    pub fn take(&self, now: u64) -> bool {
+        self.rule.as_ref().is_none_or(|rule| rule.take(now))
+    }
 }
 
 /// How far the rules could be followed.
@@ -106,86 +138,65 @@ pub enum Outcome {
     NeedsOwners,
 }
 
-/// Follows the rules. `owners` is `None` while nobody asked; an empty list is a packet that no process owns.
-pub fn judge(chain: &ChainRules, flow: &Flow, owners: Option<&[Owner<'_>]>) -> Outcome {
-    let mut doubted = false;
-    for active in &chain.rules {
-        let rule = &active.rule;
-        let of_flow = all(rule, |on| flow_holds(on, flow));
-        if of_flow == Tri::No {
-            continue;
-        }
-        let holds = if rule.predicates.iter().any(|predicate| predicate.on.is_identity()) {
-            let Some(owners) = owners else { return Outcome::NeedsOwners };
-            of_flow.min(owners_hold(rule, owners))
-        } else {
-            of_flow
-        };
-        let (fires, reason) = match (rule.verdict, holds) {
-            (_, Tri::Yes) => (true, Reason::Rule),
-            (Verdict::Drop, Tri::Unknown) => (true, Reason::Undetermined),
-            (Verdict::Accept, Tri::Unknown) => {
-                doubted = true;
-                (false, Reason::Undetermined)
+/// The rules that packets of one namespace meet in one chain. Immutable.
+#[derive(Debug)]
+pub struct View {
+    /// In this order.
+    chains: SmallVec<[(Arc<Chained>, Only); 2]>,
+    policy: Verdict,
+}
+
+/// What of a [`View`] is left to ask of packets of certain owners. It depends on the rules and the owners alone.
+#[derive(Debug)]
+pub struct Residual {
+    rests: SmallVec<[Rest; 2]>,
+    policy: Verdict,
+}
+
+impl View {
+    /// Follows the rules without knowing the owners.
+    pub fn judge(&self, facts: &Facts<'_>) -> Outcome {
+        let mut doubts = Doubts::default();
+        for (chain, only) in &self.chains {
+            match chain.without_owners(facts, *only, &mut doubts) {
+                Unasked::Fires(judgement) => return Outcome::Judged(judgement),
+                Unasked::NeedsOwners => return Outcome::NeedsOwners,
+                Unasked::Nothing => {}
             }
-            (_, Tri::No) => (false, Reason::Rule),
-        };
-        if fires {
-            return Outcome::Judged(Judgement { verdict: rule.verdict, reason, rule: Some(active.clone()) });
         }
+        Outcome::Judged(by_policy(self.policy, doubts))
     }
-    let reason = if doubted && chain.policy == Verdict::Drop { Reason::Undetermined } else { Reason::Policy };
-    Outcome::Judged(Judgement { verdict: chain.policy, reason, rule: None })
-}
 
-/// Whether all predicates hold that `ask` knows about.
-fn all(rule: &Rule, ask: impl Fn(&Match) -> Option<Tri>) -> Tri {
-    let answer = |predicate: &Predicate| Some(ask(&predicate.on)?.negate_if(predicate.negated));
-    rule.predicates.iter().filter_map(answer).min().unwrap_or(Tri::Yes)
-}
-
-fn flow_holds(on: &Match, flow: &Flow) -> Option<Tri> {
-    let port = |wanted: u16, of: fn(u16, u16) -> u16| match flow.ports {
-        Ports::Known { source, destination } => Tri::from(of(source, destination) == wanted),
-        Ports::Absent => Tri::No,
-        Ports::Unknown => Tri::Unknown,
-    };
-    Some(match on {
-        Match::Source(net) => net.contains(&flow.source).into(),
-        Match::Destination(net) => net.contains(&flow.destination).into(),
-        Match::Protocol(protocol) => (*protocol == flow.protocol).into(),
-        Match::SourcePort(wanted) => port(*wanted, |source, _| source),
-        Match::DestinationPort(wanted) => port(*wanted, |_, destination| destination),
-        Match::SngHash(_) | Match::AggHash(_) | Match::AnonExec | Match::Traced => return None,
-    })
-}
-
-/// For a DROP rule the owner that matches best counts, for an ACCEPT rule the one that matches worst. A packet without
-/// owners matches no predicate about owners, whether negated or not.
-fn owners_hold(rule: &Rule, owners: &[Owner<'_>]) -> Tri {
-    let holds = owners.iter().map(|owner| all(rule, |on| owner_holds(on, owner)));
-    match rule.verdict {
-        Verdict::Drop => holds.max(),
-        Verdict::Accept => holds.min(),
+    /// Asks the rules about owners. An empty list is a packet that no process owns.
+    pub fn residual(&self, owners: &[Owner<'_>]) -> Residual {
+        let rests = self.chains.iter().map(|(chain, only)| Rest::new(chain.clone(), *only, owners)).collect();
+        Residual { rests, policy: self.policy }
     }
-    .unwrap_or(Tri::No)
+
+    /// All rules in the order in which they count; only those that keep packets back where it says so.
+    pub fn rules(&self) -> Vec<Arc<ActiveRule>> {
+        let counts = |only: Only| move |rule: &Arc<ActiveRule>| only.admits(rule);
+        self.chains.iter().flat_map(|(chain, only)| chain.rules().into_iter().filter(counts(*only))).collect()
+    }
+
+    /// What happens where no rule fires.
+    pub fn policy(&self) -> Verdict {
+        self.policy
+    }
 }
 
-fn owner_holds(on: &Match, owner: &Owner<'_>) -> Option<Tri> {
-    let Owner::Known(made) = owner else { return on.is_identity().then_some(Tri::Unknown) };
-    match on {
-        Match::SngHash(wanted) if made.digests.contains(wanted) => Some(Tri::Yes),
-        Match::SngHash(_) => Some(if made.complete { Tri::No } else { Tri::Unknown }),
-        Match::AggHash(wanted) => Some(made.aggregate.map_or(Tri::Unknown, |aggregate| (aggregate == *wanted).into())),
-        Match::AnonExec => Some(match made.anon_exec {
-            Some(true) => Tri::Yes,
-            // What could not be read may be no file: secret memory, a device.
-            Some(false) if made.complete => Tri::No,
-            _ => Tri::Unknown,
-        }),
-        Match::Traced => Some(made.traced.map_or(Tri::Unknown, Tri::from)),
-        _ => None,
+impl Residual {
+    /// Follows the rules. `owners` are those it was made for.
+    pub fn judge(&self, facts: &Facts<'_>, owners: &[Owner<'_>]) -> Judgement {
+        let mut doubts = Doubts::default();
+        let fired = self.rests.iter().find_map(|rest| rest.judge(facts, owners, &mut doubts));
+        fired.unwrap_or_else(|| by_policy(self.policy, doubts))
     }
+}
+
+fn by_policy(policy: Verdict, doubts: Doubts) -> Judgement {
+    let reason = if doubts.doubted && policy == Verdict::Drop { Reason::Undetermined } else { Reason::Policy };
+    Judgement { verdict: policy, reason, rule: None, momentary: doubts.momentary }
 }
 
 /// All rules and policies at one moment. Immutable: a change makes a new one.
@@ -193,11 +204,12 @@ fn owner_holds(on: &Match, owner: &Owner<'_>) -> Option<Tri> {
 pub struct Ruleset {
     /// Moves with every change.
     pub generation: u64,
-    rules: HashMap<(Selector, Chain), Vec<Arc<ActiveRule>>>,
+    chains: HashMap<(Selector, Chain), Arc<Chained>>,
     policies: HashMap<(Selector, Chain), Verdict>,
     defaults: Defaults,
+    sets: Arc<Sets>,
     count: usize,
-    asks_beyond_files: bool,
+    asks: Asks,
 }
 
 /// What happens where neither a rule nor a stored policy says anything.
@@ -222,29 +234,98 @@ impl Defaults {
     }
 }
 
+/// What a ruleset is made of.
+pub struct Contents<R, P> {
+    /// The rules, in any order: their ranks tell it.
+    pub rules: R,
+    /// The policies that were set.
+    pub policies: P,
+    /// The sets, with which the rules were made.
+    pub sets: Arc<Sets>,
+}
+
+/// What a change of the rules does to one chain of one namespace.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Ids of rules that are there no more, or are among the added ones.
+    pub removed: Vec<u64>,
+    /// Rules that were not there, or not so.
+    pub added: Vec<Arc<ActiveRule>>,
+}
+
 impl Ruleset {
-    /// `rules` in the order in which they stand in their chain and namespace.
+    /// Files everything. Takes a fraction of a second for 100,000 rules.
     pub fn new(
         generation: u64,
-        rules: impl IntoIterator<Item = ActiveRule>,
-        policies: impl IntoIterator<Item = (Selector, Chain, Verdict)>,
+        contents: Contents<impl IntoIterator<Item = Arc<ActiveRule>>, impl IntoIterator<Item = (Selector, Chain, Verdict)>>,
         defaults: Defaults,
     ) -> Ruleset {
+        let Contents { rules, policies, sets } = contents;
         let mut lists: HashMap<_, Vec<_>> = HashMap::new();
-        let mut count = 0;
-        let mut asks_beyond_files = false;
         for active in rules {
-            count += 1;
-            asks_beyond_files |= active.rule.predicates.iter().any(|predicate| predicate.on.is_beyond_files());
-            lists.entry((active.rule.namespace.clone(), active.rule.chain)).or_default().push(Arc::new(active));
+            lists.entry((active.rule.namespace.clone(), active.rule.chain)).or_default().push(active);
         }
-        let policies = policies.into_iter().map(|(selector, chain, verdict)| ((selector, chain), verdict)).collect();
-        Ruleset { generation, rules: lists, policies, defaults, count, asks_beyond_files }
+        let chains = lists.into_iter().map(|(place, rules)| (place, Arc::new(Chained::new(rules, &sets)))).collect();
+        Ruleset { generation, chains, policies: by_place(policies), defaults, sets, count: 0, asks: Asks::default() }
+            .counted()
+    }
+
+    /// Without any rule.
+    pub fn empty(generation: u64, defaults: Defaults) -> Ruleset {
+        Ruleset::new(generation, Contents { rules: [], policies: [], sets: Arc::default() }, defaults)
+    }
+
+    /// After a change of a few rules, or of policies. Sets are as they were. Takes as long for 100,000 rules as for one,
+    /// but what is filed so is found a little more slowly: see [`Ruleset::is_worn`].
+    pub fn with(
+        &self,
+        generation: u64,
+        changes: impl IntoIterator<Item = ((Selector, Chain), Delta)>,
+        policies: impl IntoIterator<Item = (Selector, Chain, Verdict)>,
+    ) -> Ruleset {
+        let mut chains = self.chains.clone();
+        for (place, Delta { removed, added }) in changes {
+            let before = chains.entry(place).or_default();
+            *before = Arc::new(before.with(&removed, added, &self.sets));
+        }
+        chains.retain(|_, chain| chain.len() > 0);
+        let (policies, sets) = (by_place(policies), self.sets.clone());
+        Ruleset { generation, chains, policies, defaults: self.defaults, sets, count: 0, asks: Asks::default() }.counted()
+    }
+
+    /// Whether so much was changed since all was filed that it is worth [`Ruleset::compact`].
+    pub fn is_worn(&self) -> bool {
+        self.chains.values().any(|chain| chain.is_worn())
+    }
+
+    /// The same rules, filed anew where that is worth it. They are the same generation.
+    pub fn compact(&self) -> Ruleset {
+        let compact = |chain: &Arc<Chained>| match chain.is_worn() {
+            true => Arc::new(chain.compact(&self.sets)),
+            false => chain.clone(),
+        };
+        Ruleset {
+            chains: self.chains.iter().map(|(place, chain)| (place.clone(), compact(chain))).collect(),
+            policies: self.policies.clone(),
+            sets: self.sets.clone(),
+            ..*self
+        }
+    }
+
+    fn counted(mut self) -> Ruleset {
+        self.count = self.chains.values().map(|chain| chain.len()).sum();
+        self.asks = self.chains.values().fold(Asks::default(), |asks, chain| asks.and(chain.asks));
+        self
     }
 
     /// Whether some rule asks for more of a process than its mapped files.
     pub fn asks_beyond_files(&self) -> bool {
-        self.asks_beyond_files
+        self.asks.beyond_files
+    }
+
+    /// Whether some rule may ask for the paths of objects.
+    pub fn asks_paths(&self) -> bool {
+        self.asks.paths
     }
 
     /// How many rules there are.
@@ -259,32 +340,35 @@ impl Ruleset {
 
     /// What packets of `chain` meet in a namespace that `selectors` name, most specific first: the rules of each
     /// selector in turn, then those for any namespace. The first of them that has a policy gives it.
-    pub fn chain(&self, selectors: &[Selector], chain: Chain) -> ChainRules {
+    pub fn view(&self, selectors: &[Selector], chain: Chain) -> View {
         let any = [Selector::Any];
-        let keys = || selectors.iter().filter(|s| **s != Selector::Any).chain(&any).map(|s| (s.clone(), chain));
-        ChainRules {
-            rules: keys().filter_map(|key| self.rules.get(&key)).flatten().cloned().collect(),
-            policy: keys().find_map(|key| self.policies.get(&key).copied()).unwrap_or_else(|| self.defaults.of(chain)),
+        let places = || selectors.iter().filter(|s| **s != Selector::Any).chain(&any).map(|s| (s.clone(), chain));
+        View {
+            chains: places().filter_map(|place| Some((self.chains.get(&place)?.clone(), Only::All))).collect(),
+            policy: places()
+                .find_map(|place| self.policies.get(&place).copied())
+                .unwrap_or_else(|| self.defaults.of(chain)),
+        }
+    }
+
+    /// What packets of `chain` meet whose namespace is not known. Any rule that keeps packets back may be meant for them, and
+    /// no rule to accept surely is but one for all namespaces; the policy is to drop if it is so anywhere.
+    pub fn view_in_doubt(&self, chain: Chain) -> View {
+        let of_chain = |(selector, of): &&(Selector, Chain)| *of == chain && *selector != Selector::Any;
+        let mut named: Vec<_> = self.chains.keys().filter(of_chain).collect();
+        named.sort();
+        let refusals = named.into_iter().map(|place| (self.chains[place].clone(), Only::Refusals));
+        let any = self.view(&[], chain);
+        let drops_somewhere = self.policies.iter().any(|((_, of), verdict)| *of == chain && *verdict == Verdict::Drop);
+        View {
+            chains: refusals.chain(any.chains).collect(),
+            policy: if drops_somewhere { Verdict::Drop } else { any.policy },
         }
     }
 }
 
-impl Ruleset {
-    /// What packets of `chain` meet whose namespace is not known. Any rule to drop may be meant for them, and no rule to
-    /// accept surely is but one for all namespaces; the policy is to drop if it is so anywhere.
-    pub fn chain_in_doubt(&self, chain: Chain) -> ChainRules {
-        let of_chain = |(selector, of): &&(Selector, Chain)| *of == chain && *selector != Selector::Any;
-        let mut named: Vec<_> = self.rules.keys().filter(of_chain).collect();
-        named.sort();
-        let drops =
-            named.into_iter().flat_map(|key| &self.rules[key]).filter(|active| active.rule.verdict == Verdict::Drop);
-        let any = self.chain(&[], chain);
-        let drops_somewhere = self.policies.iter().any(|((_, of), verdict)| *of == chain && *verdict == Verdict::Drop);
-        ChainRules {
-            rules: drops.cloned().chain(any.rules).collect(),
-            policy: if drops_somewhere { Verdict::Drop } else { any.policy },
-        }
-    }
+fn by_place(policies: impl IntoIterator<Item = (Selector, Chain, Verdict)>) -> HashMap<(Selector, Chain), Verdict> {
+    policies.into_iter().map(|(selector, chain, verdict)| ((selector, chain), verdict)).collect()
 }
 
 #[cfg(test)]
