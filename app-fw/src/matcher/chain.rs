@@ -21,6 +21,7 @@ type Rules = Vec<Arc<ActiveRule>>;
 struct File {
     /// All, by rank.
     rules: Rules,
+    ids: HashSet<u64, ahash::RandomState>,
     /// Those that do not ask about owners.
     plain: Index,
     /// Those that do, by something that one of the owners must be or have.
@@ -49,6 +50,7 @@ impl File {
             }
         }
         File {
+            ids: rules.iter().map(|rule| rule.id).collect(),
             plain: Index::new(plain, sets),
             by_identity: by_identity.into_iter().map(|(key, rules)| (key, Index::new(rules, sets).into())).collect(),
             others: Index::new(others, sets).into(),
@@ -130,10 +132,9 @@ impl Chained {
 
     /// Without some rules, and with others.
     pub(super) fn with(&self, removed: &[u64], added: impl IntoIterator<Item = Arc<ActiveRule>>, sets: &Sets) -> Chained {
-        let was_recent = |id: &u64| self.recent.rules.iter().any(|rule| rule.id == *id);
         let mut gone = self.gone.clone();
-        if removed.iter().any(|id| !was_recent(id)) {
-            Arc::make_mut(&mut gone).extend(removed.iter().filter(|id| !was_recent(id)));
+        if removed.iter().any(|id| self.base.ids.contains(id)) {
+            Arc::make_mut(&mut gone).extend(removed.iter().filter(|id| self.base.ids.contains(id)));
         }
         let kept = self.recent.rules.iter().filter(|rule| !removed.contains(&rule.id)).cloned();
         let recent: Rules = kept.chain(added).collect();
@@ -186,9 +187,8 @@ impl Chained {
                 _ if asking.is_some() => return Unasked::NeedsOwners,
                 None => return Unasked::Nothing,
                 Some((rule, reason)) => {
-                    doubts.momentary |= rule.limit.is_some();
-                    if rule.within_limit(facts.now) {
-                        return Unasked::Fires(Judgement::by(rule, reason, doubts.momentary));
+                    if doubts.limit_holds(rule, facts.now) {
+                        return Unasked::Fires(doubts.judgement(rule, reason));
                     }
                     after = Some(rule.rank);
                 }
@@ -227,12 +227,31 @@ impl Only {
 }
 
 /// What was noticed on the way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Doubts {
     /// A rule to accept might have fired.
     pub(super) doubted: bool,
     /// A rate was asked: the judgement is about one packet only.
     pub(super) momentary: bool,
+    /// Rules that do not fire only because the packet is within a rate.
+    pub(super) spared: Vec<Arc<ActiveRule>>,
+}
+
+impl Doubts {
+    /// Whether what a rule asks of its rate holds, all else holding.
+    fn limit_holds(&mut self, rule: &Arc<ActiveRule>, now: u64) -> bool {
+        self.momentary |= rule.limit.is_some();
+        let holds = rule.limit_holds(now);
+        if !holds && rule.spares() {
+            self.spared.push(rule.clone());
+        }
+        holds
+    }
+
+    fn judgement(&mut self, rule: &Arc<ActiveRule>, reason: Reason) -> Judgement {
+        let (momentary, spared) = (self.momentary, std::mem::take(&mut self.spared));
+        Judgement { verdict: rule.rule.verdict, reason, rule: Some(rule.clone()), momentary, spared }
+    }
 }
 
 /// Whether a rule fires, and why.
@@ -339,9 +358,8 @@ impl Rest {
                 index.first(facts, after, &mut best, &mut of_all);
             }
             let (rule, reason) = best?;
-            doubts.momentary |= rule.limit.is_some();
-            if rule.within_limit(facts.now) {
-                return Some(Judgement::by(rule, reason, doubts.momentary));
+            if doubts.limit_holds(rule, facts.now) {
+                return Some(doubts.judgement(rule, reason));
             }
             after = Some(rule.rank);
         }

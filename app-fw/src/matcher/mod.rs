@@ -13,6 +13,8 @@ mod index;
 mod oracle;
 mod ranges;
 mod rule;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -110,22 +112,21 @@ pub struct Judgement {
     pub rule: Option<Arc<ActiveRule>>,
     /// A rate was asked: it is about this packet only.
     pub momentary: bool,
+    /// Rules that would have fired, were the packet not within their rate.
+    spared: Vec<Arc<ActiveRule>>,
 }
 
 impl Judgement {
-    fn by(rule: &Arc<ActiveRule>, reason: Reason, momentary: bool) -> Judgement {
-        Judgement { verdict: rule.rule.verdict, reason, rule: Some(rule.clone()), momentary }
-    }
-
     /// What happens to a packet for another reason than a rule or a policy.
     pub fn without_rule(verdict: Verdict, reason: Reason) -> Judgement {
-        Judgement { verdict, reason, rule: None, momentary: false }
+        Judgement { verdict, reason, rule: None, momentary: false, spared: Vec::new() }
     }
 
     /// Takes a packet into account that is settled by it. False if the rate of its rule is used up meanwhile: then it does
     /// not hold, and the rules must be asked again.
     pub fn take(&self, now: u64) -> bool {
-        self.rule.as_ref().is_none_or(|rule| rule.take(now))
+        self.spared.iter().all(|rule| rule.take(false, now))
+            && self.rule.as_ref().is_none_or(|rule| rule.take(true, now))
     }
 }
 
@@ -196,7 +197,7 @@ impl Residual {
 
 fn by_policy(policy: Verdict, doubts: Doubts) -> Judgement {
     let reason = if doubts.doubted && policy == Verdict::Drop { Reason::Undetermined } else { Reason::Policy };
-    Judgement { verdict: policy, reason, rule: None, momentary: doubts.momentary }
+    Judgement { verdict: policy, reason, rule: None, momentary: doubts.momentary, spared: doubts.spared }
 }
 
 /// All rules and policies at one moment. Immutable: a change makes a new one.
@@ -369,219 +370,4 @@ impl Ruleset {
 
 fn by_place(policies: impl IntoIterator<Item = (Selector, Chain, Verdict)>) -> HashMap<(Selector, Chain), Verdict> {
     policies.into_iter().map(|(selector, chain, verdict)| ((selector, chain), verdict)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use shared::Protocol;
-
-    const A: Digest = Digest([1; 32]);
-    const B: Digest = Digest([2; 32]);
-    const WHOLE: Digest = Digest([9; 32]);
-
-    fn flow() -> Flow {
-        Flow {
-            protocol: Protocol::TCP,
-            source: "10.0.0.1".parse().unwrap(),
-            destination: "10.0.0.2".parse().unwrap(),
-            ports: Ports::Known { source: 1000, destination: 80 },
-        }
-    }
-
-    fn chain(policy: Verdict, rules: &[&str]) -> ChainRules {
-        let parse = |(id, text): (usize, &&str)| {
-            Arc::new(ActiveRule::new(id as u64, format!("-c OUTPUT -n any {text}").parse().unwrap()))
-        };
-        ChainRules { rules: rules.iter().enumerate().map(parse).collect(), policy }
-    }
-
-    fn known(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(made(digests))
-    }
-
-    fn partly(digests: &[Digest]) -> Owner<'_> {
-        Owner::Known(Made { complete: false, aggregate: None, ..made(digests) })
-    }
-
-    fn with_memory(anon_exec: Option<bool>) -> Owner<'static> {
-        Owner::Known(Made { anon_exec, ..made(&[A]) })
-    }
-
-    fn perhaps_traced(traced: Option<bool>) -> Owner<'static> {
-        Owner::Known(Made { traced, ..made(&[A]) })
-    }
-
-    fn made(digests: &[Digest]) -> Made<'_> {
-        Made { digests, complete: true, aggregate: Some(WHOLE), anon_exec: Some(false), traced: Some(false) }
-    }
-
-    #[track_caller]
-    fn check(chain: &ChainRules, owners: &[Owner<'_>], verdict: Verdict, reason: Reason) {
-        match judge(chain, &flow(), Some(owners)) {
-            Outcome::Judged(judgement) => assert_eq!((judgement.verdict, judgement.reason), (verdict, reason)),
-            Outcome::NeedsOwners => panic!("owners were given"),
-        }
-    }
-
-    #[test]
-    fn a_drop_rule_fires_if_one_owner_may_match() {
-        let rules = chain(Verdict::Accept, &[&format!("-v DROP --sng-hash {A}")]);
-        check(&rules, &[known(&[A])], Verdict::Drop, Reason::Rule);
-        check(&rules, &[known(&[B])], Verdict::Accept, Reason::Policy);
-        check(&rules, &[known(&[B]), known(&[A, B])], Verdict::Drop, Reason::Rule);
-        check(&rules, &[known(&[B]), Owner::Undetermined], Verdict::Drop, Reason::Undetermined);
-        check(&rules, &[partly(&[B])], Verdict::Drop, Reason::Undetermined);
-        check(&rules, &[partly(&[A])], Verdict::Drop, Reason::Rule);
-        check(&rules, &[], Verdict::Accept, Reason::Policy);
-    }
-
-    #[test]
-    fn an_accept_rule_fires_only_if_every_owner_surely_matches() {
-        let rules = chain(Verdict::Drop, &[&format!("-v ACCEPT --sng-hash {A}")]);
-        check(&rules, &[known(&[A])], Verdict::Accept, Reason::Rule);
-        check(&rules, &[known(&[A]), known(&[B])], Verdict::Drop, Reason::Policy);
-        check(&rules, &[known(&[A]), Owner::Undetermined], Verdict::Drop, Reason::Undetermined);
-        check(&rules, &[known(&[B]), Owner::Undetermined], Verdict::Drop, Reason::Policy);
-        check(&rules, &[partly(&[A])], Verdict::Accept, Reason::Rule);
-        check(&rules, &[partly(&[B])], Verdict::Drop, Reason::Undetermined);
-        check(&rules, &[], Verdict::Drop, Reason::Policy);
-    }
-
-    #[test]
-    fn negation_means_has_no_such_object() {
-        let drops = chain(Verdict::Accept, &[&format!("-v DROP ! --sng-hash {A}")]);
-        check(&drops, &[known(&[A, B])], Verdict::Accept, Reason::Policy);
-        check(&drops, &[known(&[B])], Verdict::Drop, Reason::Rule);
-        check(&drops, &[known(&[A]), known(&[B])], Verdict::Drop, Reason::Rule);
-        check(&drops, &[partly(&[B])], Verdict::Drop, Reason::Undetermined);
-        // Nobody owns it: nobody lacks the object either.
-        check(&drops, &[], Verdict::Accept, Reason::Policy);
-        let accepts = chain(Verdict::Drop, &[&format!("-v ACCEPT ! --sng-hash {A}")]);
-        check(&accepts, &[known(&[B])], Verdict::Accept, Reason::Rule);
-        check(&accepts, &[known(&[A]), known(&[B])], Verdict::Drop, Reason::Policy);
-        check(&accepts, &[Owner::Undetermined], Verdict::Drop, Reason::Undetermined);
-    }
-
-    #[test]
-    fn the_aggregate_needs_every_digest() {
-        let rules = chain(Verdict::Drop, &[&format!("-v ACCEPT --agg-hash {WHOLE}")]);
-        check(&rules, &[known(&[A])], Verdict::Accept, Reason::Rule);
-        check(&rules, &[partly(&[A])], Verdict::Drop, Reason::Undetermined);
-    }
-
-    #[test]
-    fn executable_memory_without_a_file() {
-        let (yes, no, unknown) = (with_memory(Some(true)), with_memory(Some(false)), with_memory(None));
-        let drops = chain(Verdict::Accept, &["-v DROP --anon-exec"]);
-        check(&drops, &[yes], Verdict::Drop, Reason::Rule);
-        check(&drops, &[no, yes], Verdict::Drop, Reason::Rule);
-        check(&drops, &[no], Verdict::Accept, Reason::Policy);
-        for doubtful in [unknown, partly(&[A]), Owner::Undetermined] {
-            check(&drops, &[doubtful], Verdict::Drop, Reason::Undetermined);
-        }
-        check(&drops, &[], Verdict::Accept, Reason::Policy);
-        let accepts = chain(Verdict::Drop, &["-v ACCEPT ! --anon-exec"]);
-        check(&accepts, &[no], Verdict::Accept, Reason::Rule);
-        check(&accepts, &[no, yes], Verdict::Drop, Reason::Policy);
-        for doubtful in [unknown, partly(&[A]), Owner::Undetermined] {
-            check(&accepts, &[doubtful], Verdict::Drop, Reason::Undetermined);
-        }
-        check(&accepts, &[], Verdict::Drop, Reason::Policy);
-    }
-
-    #[test]
-    fn a_tracer() {
-        let [yes, no, unknown] = [Some(true), Some(false), None].map(perhaps_traced);
-        let drops = chain(Verdict::Accept, &["-v DROP --traced"]);
-        check(&drops, &[no, yes], Verdict::Drop, Reason::Rule);
-        check(&drops, &[no], Verdict::Accept, Reason::Policy);
-        let accepts = chain(Verdict::Drop, &[&format!("-v ACCEPT ! --traced --sng-hash {A}")]);
-        check(&accepts, &[no], Verdict::Accept, Reason::Rule);
-        check(&accepts, &[no, yes], Verdict::Drop, Reason::Policy);
-        for doubtful in [unknown, Owner::Undetermined] {
-            check(&drops, &[doubtful], Verdict::Drop, Reason::Undetermined);
-            check(&accepts, &[doubtful], Verdict::Drop, Reason::Undetermined);
-        }
-    }
-
-    #[test]
-    fn predicates_about_one_owner_belong_together() {
-        // One owner has A, another lacks B: no single owner does both.
-        let rules = chain(Verdict::Accept, &[&format!("-v DROP --sng-hash {A} ! --sng-hash {B}")]);
-        check(&rules, &[known(&[A, B]), known(&[])], Verdict::Accept, Reason::Policy);
-        check(&rules, &[known(&[A])], Verdict::Drop, Reason::Rule);
-    }
-
-    #[test]
-    fn the_first_match_decides_and_owners_are_asked_for_only_when_needed() {
-        let rules = chain(Verdict::Accept, &["-v DROP -d 10.9.0.0/16", "-v ACCEPT -p tcp --dport 80", "-v DROP"]);
-        let Outcome::Judged(judgement) = judge(&rules, &flow(), None) else { panic!("no owner is asked for") };
-        assert_eq!(judgement.rule.unwrap().id, 1);
-        let elsewhere = chain(Verdict::Accept, &[&format!("-v DROP -d 10.9.0.0/16 --sng-hash {A}")]);
-        assert!(matches!(judge(&elsewhere, &flow(), None), Outcome::Judged(_)));
-        let here = chain(Verdict::Accept, &[&format!("-v DROP -d 10.0.0.0/8 --sng-hash {A}")]);
-        assert_eq!(judge(&here, &flow(), None), Outcome::NeedsOwners);
-    }
-
-    #[test]
-    fn flow_predicates() {
-        let fires = |text: &str| {
-            let rules = chain(Verdict::Accept, &[&format!("-v DROP {text}")]);
-            matches!(judge(&rules, &flow(), None), Outcome::Judged(j) if j.verdict == Verdict::Drop)
-        };
-        for yes in ["", "-s 10.0.0.1", "-d 10.0.0.0/30", "! -d 10.0.0.3", "-p tcp", "! -p udp", "--sport 1000"] {
-            assert!(fires(yes), "{yes}");
-        }
-        for no in ["-s 10.0.0.2", "! -d 10.0.0.0/8", "-p 17", "--dport 81", "! --dport 80", "-s ::/0", "-p tcp -p udp"]
-        {
-            assert!(!fires(no), "{no}");
-        }
-    }
-
-    #[test]
-    fn unknown_ports_never_help_the_sender() {
-        let fragment = Flow { ports: Ports::Unknown, ..flow() };
-        let verdict = |policy, text: &str| match judge(&chain(policy, &[text]), &fragment, None) {
-            Outcome::Judged(judgement) => judgement.verdict,
-            Outcome::NeedsOwners => panic!("no owner is asked for"),
-        };
-        assert_eq!(verdict(Verdict::Accept, "-v DROP --dport 81"), Verdict::Drop);
-        assert_eq!(verdict(Verdict::Accept, "-v DROP ! --dport 80"), Verdict::Drop);
-        assert_eq!(verdict(Verdict::Drop, "-v ACCEPT --dport 80"), Verdict::Drop);
-        let portless = Flow { ports: Ports::Absent, ..flow() };
-        let dropped = judge(&chain(Verdict::Accept, &["-v DROP --dport 80"]), &portless, None);
-        assert!(matches!(dropped, Outcome::Judged(j) if j.verdict == Verdict::Accept));
-    }
-
-    #[test]
-    fn specific_namespaces_come_before_any() {
-        let rule = |id, text: &str| ActiveRule::new(id, text.parse().unwrap());
-        let rules = [
-            rule(1, "-c OUTPUT -n any -v DROP"),
-            rule(2, "-c OUTPUT -n host -v ACCEPT"),
-            rule(3, "-c INPUT -n host -v ACCEPT"),
-            rule(4, "-c OUTPUT -n netns:blue -v ACCEPT"),
-        ];
-        let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Drop };
-        let policies =
-            [(Selector::Any, Chain::Output, Verdict::Drop), (Selector::Host, Chain::Output, Verdict::Accept)];
-        let set = Ruleset::new(7, rules, policies, defaults);
-        let ids = |selectors: &[Selector]| -> Vec<u64> {
-            set.chain(selectors, Chain::Output).rules.iter().map(|rule| rule.id).collect()
-        };
-        assert_eq!(ids(&[Selector::Host]), [2, 1]);
-        assert_eq!(ids(&[Selector::Named("blue".into()), Selector::Host]), [4, 2, 1]);
-        assert_eq!(ids(&[]), [1]);
-        assert_eq!(set.chain(&[Selector::Host], Chain::Output).policy, Verdict::Accept);
-        assert_eq!(set.chain(&[], Chain::Output).policy, Verdict::Drop);
-        assert_eq!(set.chain(&[], Chain::Forward).policy, Verdict::Drop);
-        assert_eq!(set.len(), 4);
-        let in_doubt = set.chain_in_doubt(Chain::Output);
-        assert_eq!(in_doubt.rules.iter().map(|rule| rule.id).collect::<Vec<_>>(), [1]);
-        let drop_blue = Ruleset::new(8, [rule(5, "-c OUTPUT -n netns:blue -v DROP")], [], defaults);
-        assert_eq!(drop_blue.chain(&[], Chain::Output).rules.len(), 0);
-        assert_eq!(drop_blue.chain_in_doubt(Chain::Output).rules.len(), 1);
-        assert_eq!(drop_blue.chain_in_doubt(Chain::Output).policy, Verdict::Accept);
-    }
 }

@@ -90,10 +90,10 @@ impl Limit {
         self.conforms(state.next.load(Ordering::Relaxed), now) != self.negated
     }
 
-    /// Takes the packet into account. False if the predicate does not hold any more.
+    /// Takes a packet into account that is within the rate. False if it is not, any more.
     fn take(&self, state: &RuleState, now: u64) -> bool {
         let later = |next: u64| self.conforms(next, now).then(|| next.max(now).saturating_add(self.interval));
-        state.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).is_ok() != self.negated
+        state.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later).is_ok()
     }
 }
 
@@ -164,6 +164,7 @@ enum Part {
     Packet,
     Owner,
     Owners,
+    Rate,
 }
 
 impl Ask {
@@ -178,9 +179,9 @@ impl Ask {
             | Ask::Output(_)
             | Ask::Netns(_)
             | Ask::Fixed(_)
-            | Ask::Limit
             | Ask::Broken => Part::Packet,
             Ask::Class(_) => Part::Owners,
+            Ask::Limit => Part::Rate,
             _ => Part::Owner,
         }
     }
@@ -200,6 +201,13 @@ impl Ask {
                 Some(selectors) => wanted.iter().any(|selector| selectors.contains(selector)).into(),
                 None => Tri::Unknown,
             },
+            _ => self.of_fixed(),
+        }
+    }
+
+    /// What depends on nothing.
+    fn of_fixed(&self) -> Tri {
+        match self {
             Ask::Fixed(holds) => (*holds).into(),
             Ask::Broken => Tri::Unknown,
             _ => Tri::Yes,
@@ -335,22 +343,28 @@ impl ActiveRule {
         of_all.min(of_each.unwrap_or(Tri::No))
     }
 
-    /// Whether it is within its rate, if it has one.
-    pub(super) fn within_limit(&self, now: u64) -> bool {
+    /// Whether what it asks of its rate holds, if it has one.
+    pub(super) fn limit_holds(&self, now: u64) -> bool {
         self.limit.is_none_or(|limit| limit.holds(&self.state, now))
     }
 
-    /// Takes a packet into account for which it fires. False if its rate is used up meanwhile.
-    pub(super) fn take(&self, now: u64) -> bool {
-        self.limit.is_none_or(|limit| limit.take(&self.state, now))
+    /// Whether it spares packets that are within a rate.
+    pub(super) fn spares(&self) -> bool {
+        self.limit.is_some_and(|limit| limit.negated)
+    }
+
+    /// Takes a packet into account for which it `fires`, or which it spares. False if its rate is used up meanwhile.
+    pub(super) fn take(&self, fires: bool, now: u64) -> bool {
+        // What is beyond the rate does not count against it.
+        self.limit.is_none_or(|limit| fires && limit.negated || limit.take(&self.state, now))
     }
 
     /// Whether one of its predicates holds, by its index. `None`: that depends on what is not given.
     pub fn predicate(&self, index: usize, facts: Option<&Facts<'_>>, owners: &[Owner<'_>]) -> Option<Tri> {
         let Check { negated, ask } = self.checks.get(index)?;
         let answer = match ask.part() {
-            _ if matches!(ask, Ask::Limit) => return None,
-            _ if matches!(ask, Ask::Fixed(_)) => ask.of_packet(facts?),
+            Part::Rate => return None,
+            _ if matches!(ask, Ask::Fixed(_) | Ask::Broken) => ask.of_fixed(),
             Part::Packet => ask.of_packet(facts?),
             Part::Owners => ask.of_owners(owners),
             Part::Owner => {
