@@ -48,6 +48,16 @@ pub struct Made<'a> {
     pub anon_exec: Option<bool>,
     /// Another process traces it. `None` if that is not known.
     pub traced: Option<bool>,
+    /// Paths of its objects, as far as they are known: where `complete`, and none is empty, these are all.
+    pub paths: &'a [Vec<u8>],
+    /// Path of its program, as it is known to the process. `None` if it is not known.
+    pub program: Option<&'a [u8]>,
+    /// Its effective user id. `None` if that is not known.
+    pub uid: Option<u32>,
+    /// Its effective group id. `None` if that is not known.
+    pub gid: Option<u32>,
+    /// Path of its control group. `None` if that is not known.
+    pub cgroup: Option<&'a str>,
 }
 
 /// One owner of a packet.
@@ -329,7 +339,9 @@ mod tests {
     }
 
     fn made(digests: &[Digest]) -> Made<'_> {
-        Made { digests, complete: true, aggregate: Some(WHOLE), anon_exec: Some(false), traced: Some(false) }
+        let (complete, aggregate, anon_exec, traced) = (true, Some(WHOLE), Some(false), Some(false));
+        let (paths, program, uid, gid, cgroup) = (&[][..], None, None, None, None);
+        Made { digests, complete, aggregate, anon_exec, traced, paths, program, uid, gid, cgroup }
     }
 
     #[track_caller]
