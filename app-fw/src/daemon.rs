@@ -20,7 +20,7 @@ use crate::attribute::census::Census;
 use crate::bypass::Bypass;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Server};
-use crate::image::{Chronicle, Digests, Process, Retention};
+use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
 use crate::matcher::{Defaults, Ruleset};
@@ -302,6 +302,7 @@ impl Crew<'_> {
             generations: self.means.generations.clone(),
             sockets: self.probe.map(Probe::sockets),
             census: self.means.census.clone(),
+            control_groups: ControlGroups::find(),
             retention: match (self.args.no_rescan, self.args.retain_maps) {
                 (true, _) => Retention::FirstLook,
                 (false, true) => Retention::Objects,

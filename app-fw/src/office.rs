@@ -96,6 +96,13 @@ fn cost(probe: &Probe) -> Vec<String> {
             "changes of processes or mapped files are not all seen: images are read afresh for each packet".into(),
         );
     }
+    if !exact.standing {
+        cost.push(
+            "changes of users and control groups are not all seen: where rules ask for them, processes are looked at afresh \
+             for each packet"
+                .into(),
+        );
+    }
     if !exact.ports || !exact.sockets {
         cost.push("changes of sockets are not all seen: owners are searched for each packet".into());
     }

@@ -18,7 +18,7 @@ use syscall_probe::{Generations, Sender, SocketTable};
 use crate::attribute::census::Census;
 use crate::attribute::diag::{Diag, Tuple};
 use crate::attribute::{Endpoint, Origin, Owners, Staleness, Suspect};
-use crate::image::{Image, Process, Retention};
+use crate::image::{ControlGroups, Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
 use crate::matcher::{Facts, Judgement, Outcome, Ruleset, View};
 use crate::namespaces::links::Beyond;
@@ -129,6 +129,21 @@ pub struct Identity {
     pub owners: Arc<Owners>,
     /// One for each holder, in the same order.
     pub images: SmallVec<[Result<Arc<Image>, Cause>; 1]>,
+    /// Likewise.
+    pub whose: SmallVec<[Whose; 1]>,
+}
+
+/// Whose a process was when the packet was sent, as far as rules ask and it is known.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Whose {
+    /// Effective user id.
+    pub uid: Option<u32>,
+    /// Effective group id.
+    pub gid: Option<u32>,
+    /// Path of its control group.
+    pub cgroup: Option<Arc<str>>,
+    /// More may be known of the next packet.
+    fleeting: bool,
 }
 
 /// What an answer depends on besides its owners.
@@ -253,6 +268,8 @@ pub struct Surroundings {
     pub sockets: Option<SocketTable>,
     /// The raw sockets there are.
     pub census: Census,
+    /// Paths of control groups, where the kernel has the hierarchy of version 2.
+    pub control_groups: Option<ControlGroups>,
     /// What becomes of objects that are no longer mapped.
     pub retention: Retention,
     /// Packets come as they were made: their checksums are missing where the device is to fill them in.
@@ -271,6 +288,9 @@ pub struct Pipeline {
     /// Programs that were started with sockets of older make: the generation of the exec, and the round in which it was
     /// first noticed.
     execs: Recent<Process, (u64, u64)>,
+    /// Processes that became another's, likewise.
+    changes_of_standing: Recent<Process, (u64, u64)>,
+    control_groups: Recent<u64, Arc<str>>,
     round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
     views: Recent<NamespaceId, (Basis, Arc<View>)>,
@@ -307,6 +327,7 @@ struct Looked<T> {
 const FLOWS: usize = 1 << 15;
 const PROCESSES: usize = 1 << 12;
 const NAMESPACES: usize = 1 << 10;
+const CONTROL_GROUPS: usize = 1 << 10;
 
 impl Pipeline {
     /// A pipeline that knows nothing yet. Opens its socket diagnostics in the calling thread's namespace.
@@ -320,6 +341,8 @@ impl Pipeline {
             images: Recent::new(PROCESSES),
             former: Recent::new(PROCESSES),
             execs: Recent::new(PROCESSES),
+            changes_of_standing: Recent::new(PROCESSES),
+            control_groups: Recent::new(CONTROL_GROUPS),
             round: 0,
             behind: Recent::new(NAMESPACES),
             views: Recent::new(NAMESPACES),
@@ -570,6 +593,7 @@ impl Answer {
         !self.judgement.momentary && self.identity.as_ref().map_or(self.lasts, |identity| {
             identity.owners.may_be_kept()
                 && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
+                && !identity.whose.iter().any(|whose| whose.fleeting)
         })
     }
 

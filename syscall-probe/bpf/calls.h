@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * System calls that change what a process is made of or who holds a socket.
+ * System calls that change what a process is made of, whose it is, or who holds a socket.
  *
  * A generation moved at the end of the call alone would be late: another thread can use a mapping, and another process
  * a descriptor, before the call returns. So a watched call counts as *in flight* from its start to its end, and while
@@ -61,6 +61,8 @@
 #define IN_FLIGHT_UNSEEN 0x00080000u   /* what follows needs no further call: never trust the process again */
 #define IN_FLIGHT_TRACER 0x00400000u   /* may begin to trace another process */
 #define IN_FLIGHT_EXEC 0x00800000u     /* may make the process another program */
+#define IN_FLIGHT_USER 0x01000000u     /* may make the process another user's */
+#define CHANGES_STANDING (IN_FLIGHT_USER | IN_FLIGHT_EXEC)
 _Static_assert(IN_FLIGHT_SLOT == PROCESS_SLOTS - 1, "a slot fits its field");
 
 /* A library has four or five mappings side by side. */
@@ -294,6 +296,11 @@ static __always_inline u32 changes_64(struct task_struct *task, struct pt_regs *
 	case 520: /* execve of x32 */
 	case 545: /* execveat of x32 */
 		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | IN_FLIGHT_EXEC;
+	case 105: case 106: /* setuid, setgid */
+	case 113: case 114: /* setreuid, setregid */
+	case 117: case 119: /* setresuid, setresgid */
+	case 122: case 123: /* setfsuid, setfsgid */
+		return IN_FLIGHT_USER;
 	case 67: /* shmdt: how long the segment is nobody says */
 		return sheds_something(task);
 	case 30: /* shmat */
@@ -334,6 +341,11 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 	case 11:  /* execve */
 	case 358: /* execveat */
 		return IN_FLIGHT_IMAGE | IN_FLIGHT_SHED | IN_FLIGHT_EXEC;
+	case 23: case 46: case 213: case 214:	/* setuid, setgid; each once with 16 bits, once with 32 */
+	case 70: case 71: case 203: case 204:	/* setreuid, setregid */
+	case 164: case 170: case 208: case 210: /* setresuid, setresgid */
+	case 138: case 139: case 215: case 216: /* setfsuid, setfsgid */
+		return IN_FLIGHT_USER;
 	case 90: /* mmap: its arguments are in user memory */
 		return maps_executable(task, PROT_EXEC) | IN_FLIGHT_SHED;
 	case 86: /* uselib */
@@ -389,10 +401,13 @@ static __always_inline u32 changes_32(struct task_struct *task, struct pt_regs *
 static __always_inline bool watched(u32 nr)
 {
 	switch (nr) {
-	case 9: case 10: case 11: case 12: case 16: case 25: case 26: case 30: case 42: case 45: case 46: case 54: case 59: case 67: case 86: case 90: case 91:
-	case 101: case 102: case 117: case 125: case 134: case 157: case 163: case 172: case 192: case 207: case 246: case 307: case 322: case 329: case 345:
-	case 358: case 362: case 370: case 380: case 397: case 398: case 425: case 426: case 427: case 438: case 514: case 518: case 520:
-	case 521: case 538: case 545:
+	case 9: case 10: case 11: case 12: case 16: case 23: case 25: case 26: case 30: case 42: case 45: case 46:
+	case 54: case 59: case 67: case 70: case 71: case 86: case 90: case 91: case 101: case 102: case 105: case 106:
+	case 113: case 114: case 117: case 119: case 122: case 123: case 125: case 134: case 138: case 139: case 157:
+	case 163: case 164: case 170: case 172: case 192: case 203: case 204: case 207: case 208: case 210: case 213:
+	case 214: case 215: case 216: case 246: case 307: case 322: case 329: case 345: case 358: case 362: case 370:
+	case 380: case 397: case 398: case 425: case 426: case 427: case 438: case 514: case 518: case 520: case 521:
+	case 538: case 545:
 		return 1;
 	}
 	return 0;
@@ -442,6 +457,10 @@ static __always_inline void begin(u32 what)
 			move(&slot->shed_generation);
 		move(&slot->image_generation);
 	}
+	if (what & CHANGES_STANDING) {
+		__sync_fetch_and_add(&slot->standing_in_flight, 1);
+		move_standing(slot);
+	}
 	if (what & IN_FLIGHT_WIDE) {
 		__sync_fetch_and_add(&all->in_flight, 1);
 		move(&all->generation);
@@ -464,6 +483,8 @@ static __always_inline void move_at_end(u32 note)
 		move(&all->generation);
 	if (note & IN_FLIGHT_PROCESS)
 		move(&slot->generation);
+	if (note & CHANGES_STANDING)
+		move_standing(slot);
 	if (note & IN_FLIGHT_SHED)
 		move(&slot->shed_generation);
 	if (note & IN_FLIGHT_IMAGE)
@@ -483,6 +504,8 @@ static __always_inline void count_end(u64 thread, u32 note)
 		__sync_fetch_and_add(&slot->in_flight, -1);
 	if (note & IN_FLIGHT_IMAGE)
 		__sync_fetch_and_add(&slot->image_in_flight, -1);
+	if (note & CHANGES_STANDING)
+		__sync_fetch_and_add(&slot->standing_in_flight, -1);
 	bpf_map_delete_elem(&in_flight_threads, &thread);
 }
 
@@ -622,7 +645,7 @@ int distrust_running(struct bpf_iter__task *ctx)
 	what = changes(task, regs, nr);
 	if (what & (IN_FLIGHT_PROCESS | IN_FLIGHT_UNSEEN))
 		distrust_process(task->tgid, UNRELIABLE_HOLDER);
-	if (what & IN_FLIGHT_MAPPING)
+	if (what & (IN_FLIGHT_MAPPING | IN_FLIGHT_USER))
 		distrust_process(task->tgid, UNRELIABLE_IMAGE);
 	return 0;
 }

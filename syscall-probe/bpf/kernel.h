@@ -80,6 +80,25 @@ struct signal_struct {
 
 struct io_uring_task;
 
+/* Ids as the initial user namespace has them. */
+struct cred {
+	struct {
+		u32 val;
+	} euid, egid;
+};
+
+struct kernfs_node {
+	u64 id; /* never given again */
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp; /* of version 2 */
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	struct mm_struct *mm;
@@ -91,6 +110,8 @@ struct task_struct {
 	u64 start_boottime;
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
+	const struct cred *real_cred; /* its own, whomever it acts for at the moment */
+	struct css_set *cgroups;
 	struct io_uring_task *io_uring;
 	struct signal_struct *signal;
 };

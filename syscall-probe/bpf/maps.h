@@ -30,13 +30,17 @@ struct process_slot {
 	u64 exec_generation; /* the generation since which the process runs its program; 0: no exec was seen */
 	u64 image_generation; /* of what it is made of */
 	u64 shed_generation;  /* moves with it when something executable went */
+	u64 standing_generation; /* of whose it is: user, group, control group */
+	u64 standing_since;	 /* `generation` since which that is so; 0: no change was seen */
 	s32 in_flight;	      /* calls that move `generation`, begun and not ended */
 	s32 image_in_flight;  /* calls that move `image_generation` */
 	/* Processes that can change without a call that we see, see `distrusted`. */
 	u32 unreliable_holders;
 	u32 unreliable_images;
+	s32 standing_in_flight; /* calls that move `standing_generation` */
+	u32 padding;
 };
-_Static_assert(sizeof(struct process_slot) == 48, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct process_slot) == 72, "mirrored in src/layout.rs");
 #define UNRELIABLE_HOLDER 1u
 #define UNRELIABLE_IMAGE 2u
 
@@ -120,8 +124,11 @@ struct sender {
 	u64 shed_generation;
 	u64 raw_sockets;
 	u64 wide_generation;
+	u64 cgroup; /* of version 2, that of the process: its id */
+	u32 uid;    /* effective, of the thread that ran */
+	u32 gid;
 };
-_Static_assert(sizeof(struct sender) == 56, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct sender) == 72, "mirrored in src/layout.rs");
 #define SENDER_SETTLED 1u /* nothing was changing what it is made of */
 #define SENDER_TRACED 2u  /* the thread that ran is traced */
 #define SENDER_SHARED 4u  /* others may have the same address space */
@@ -327,6 +334,15 @@ static __always_inline void begin_program(struct process_slot *slot)
 {
 	*(volatile u64 *)&slot->exec_generation = *(volatile u64 *)&slot->generation + 1;
 	move(&slot->generation);
+}
+
+/* Whose the process is has changed, or may have. What it made by now was perhaps somebody else's: the mark comes before the
+   generations, as above. */
+static __always_inline void move_standing(struct process_slot *slot)
+{
+	*(volatile u64 *)&slot->standing_since = *(volatile u64 *)&slot->generation + 1;
+	move(&slot->generation);
+	move(&slot->standing_generation);
 }
 
 /* It became another process, or another program. */

@@ -54,6 +54,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 	if (slot)
 		begin_program(slot);
 	move_image(task->tgid);
+	/* The program may have been one that makes its caller another user. */
+	if (slot)
+		move_standing(slot);
 	/* Here ends what the call changes. And a thread that was not the leader has got the leader's id: nothing would find
 	   its call by its end. */
 	if (note)
@@ -70,7 +73,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-	struct process_slot *slot = process_slot(parent->tgid);
+	struct process_slot *slot = process_slot(parent->tgid), *childs = process_slot(child->tgid);
 
 	if (parent->tgid == child->tgid)
 		return 0;
@@ -84,10 +87,28 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		move_process(child->tgid);
 	}
 	move_image(child->tgid);
+	/* Who had the slot before was another's. What the child holds was made by its like: no mark. */
+	if (childs)
+		move(&childs->standing_generation);
 	/* What a call of the parent maps when it goes on is the child's too, and the call counts as the parent's alone. */
 	if (parent->mm == child->mm && slot && *(volatile s32 *)&slot->image_in_flight)
 		distrust_process(child->tgid, UNRELIABLE_IMAGE);
 	tell_fork(parent, child);
+	return 0;
+}
+
+/* Somebody has put a process, or one of its threads, into another control group. That is done by now, and the call of who does it
+   goes on. */
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_cgroup_attach, struct cgroup *to, const char *path, struct task_struct *task, bool whole)
+{
+	struct process_slot *slot = process_slot(task->tgid);
+
+	if (!slot)
+		return 0;
+	move_standing(slot);
+	/* Not what the end of a process alone is. */
+	move(&slot->generation);
 	return 0;
 }
 

@@ -56,6 +56,9 @@ int on_queued(struct __sk_buff *message)
 		sender->flags |= SENDER_SHARED;
 	if (task->mm && finishes_anothers(task, *(volatile u64 *)&slot->exec_generation))
 		sender->flags |= SENDER_FINISHED;
+	sender->uid = BPF_CORE_READ(task, real_cred, euid.val);
+	sender->gid = BPF_CORE_READ(task, real_cred, egid.val);
+	sender->cgroup = BPF_CORE_READ(task, group_leader, cgroups, dfl_cgrp, kn, id);
 	sender->wide_generation = *(volatile u64 *)&all->generation;
 	sender->raw_sockets = *(volatile u64 *)&all->raw_sockets;
 	return KEEP_ALL;

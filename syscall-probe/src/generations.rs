@@ -30,6 +30,8 @@ pub struct Exact {
     /// [`Generations::process`], [`Generations::image`] and [`Generations::tracers`]; without it no process is ever
     /// settled.
     pub processes: bool,
+    /// [`Generations::standing`].
+    pub standing: bool,
     /// [`Generations::port`].
     pub ports: bool,
     /// [`Generations::file`] and [`Generations::file_epoch`].
@@ -42,8 +44,10 @@ impl Exact {
     pub(crate) fn without(missing: &[(Hook, String)]) -> Exact {
         let all = |needed: &[Hook]| needed.iter().all(|hook| missing.iter().all(|(absent, _)| absent != hook));
         let calls = all(&[Hook::SysEnter, Hook::SysExit, Hook::RunningTasks]);
+        let processes = calls && all(&[Hook::Exec, Hook::Fork, Hook::Exit]);
         Exact {
-            processes: calls && all(&[Hook::Exec, Hook::Fork, Hook::Exit]),
+            processes,
+            standing: processes && all(&[Hook::CgroupAttach]),
             // connect() of a datagram socket can give a port up, and only the system call shows it.
             ports: calls && all(&[Hook::TcpState, Hook::TcpConnect, Hook::SockRelease, Hook::Bind]),
             files: all(&[Hook::InodeDirty]),
@@ -51,7 +55,7 @@ impl Exact {
         }
     }
 
-    const NOTHING: Exact = Exact { processes: false, ports: false, files: false, sockets: false };
+    const NOTHING: Exact = Exact { processes: false, standing: false, ports: false, files: false, sockets: false };
 }
 
 /// A file whose changes are watched: the slot of its inode number, which other files may share.
@@ -119,6 +123,25 @@ impl Generations {
         self.slot(tgid).shed_generation.load(Ordering::Acquire)
     }
 
+    /// The generation of whose the process with this id is: effective user and group of each of its threads, and its control
+    /// group. It moves at exec, when the id is given to another process, when a thread makes one of the calls that change
+    /// users, and when somebody puts the process into another control group.
+    pub fn standing(&self, tgid: u32) -> Generation {
+        let slot = self.slot(tgid);
+        let value = slot.standing_generation.load(Ordering::Acquire);
+        // In the order of `read`.
+        let settled = slot.standing_in_flight.load(Ordering::Acquire) == 0
+            && slot.unreliable_images.load(Ordering::Acquire) == 0
+            && self.exact().standing;
+        Generation { value, settled }
+    }
+
+    /// The generation of the process with this id since which [`Generations::standing`] stands still: what it made at an older
+    /// one was perhaps another user's. 0 if no change was seen.
+    pub fn standing_since(&self, tgid: u32) -> u64 {
+        self.slot(tgid).standing_since.load(Ordering::Acquire)
+    }
+
     fn slot(&self, tgid: u32) -> &ProcessSlot {
         &self.shared.processes[tgid as usize % PROCESS_SLOTS]
     }
@@ -173,6 +196,9 @@ impl Generations {
             raw_sockets: slot.raw_sockets.load(Ordering::Acquire),
             traced: flags & SENDER_TRACED != 0,
             finished: flags & SENDER_FINISHED != 0,
+            uid: slot.uid.load(Ordering::Acquire),
+            gid: slot.gid.load(Ordering::Acquire),
+            cgroup: slot.cgroup.load(Ordering::Acquire),
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)
@@ -300,18 +326,20 @@ mod tests {
 
     #[test]
     fn what_a_missing_hook_costs() {
-        let all = Exact { processes: true, ports: true, files: true, sockets: true };
+        let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true };
         assert_eq!(exact_without(&[]), all);
         assert_eq!(exact_without(&[Hook::Sockets]), all);
         for hook in [Hook::SysEnter, Hook::SysExit, Hook::RunningTasks] {
-            assert_eq!(exact_without(&[hook]), Exact { processes: false, ports: false, ..all }, "{hook}");
+            let without = Exact { processes: false, standing: false, ports: false, ..all };
+            assert_eq!(exact_without(&[hook]), without, "{hook}");
         }
         for hook in [Hook::Exec, Hook::Fork, Hook::Exit] {
-            assert_eq!(exact_without(&[hook]), Exact { processes: false, ..all }, "{hook}");
+            assert_eq!(exact_without(&[hook]), Exact { processes: false, standing: false, ..all }, "{hook}");
         }
         for hook in [Hook::TcpState, Hook::TcpConnect, Hook::SockRelease, Hook::Bind] {
             assert_eq!(exact_without(&[hook]), Exact { ports: false, ..all }, "{hook}");
         }
+        assert_eq!(exact_without(&[Hook::CgroupAttach]), Exact { standing: false, ..all });
         assert_eq!(exact_without(&[Hook::InodeDirty]), Exact { files: false, ..all });
         assert_eq!(exact_without(&[Hook::SockCreate]), Exact { sockets: false, ..all });
         assert_eq!(exact_without(&Hook::ALL), Exact::NOTHING);

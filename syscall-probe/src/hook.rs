@@ -18,6 +18,8 @@ pub enum Hook {
     Fork,
     /// The last thread of a process ends.
     Exit,
+    /// A process is put into another control group.
+    CgroupAttach,
     /// A TCP socket is closed or begins to listen.
     TcpState,
     /// A TCP socket has got a port and is about to connect, or is bound to a device.
@@ -70,13 +72,14 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 18] = [
+    pub const ALL: [Hook; 19] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
         Hook::RunningTasks,
         Hook::Exec,
         Hook::Fork,
+        Hook::CgroupAttach,
         Hook::TcpState,
         Hook::TcpConnect,
         Hook::TcpWrite,
@@ -100,6 +103,7 @@ impl Hook {
             Hook::Exec => "exec",
             Hook::Fork => "fork",
             Hook::Exit => "exit",
+            Hook::CgroupAttach => "cgroup-attach",
             Hook::TcpState => "tcp-state",
             Hook::TcpConnect => "tcp-connect",
             Hook::TcpWrite => "tcp-write",
@@ -125,6 +129,7 @@ impl Hook {
             Hook::Exec => &[("on_exec", Tracepoint("sched_process_exec"))],
             Hook::Fork => &[("on_fork", Tracepoint("sched_process_fork"))],
             Hook::Exit => &[("on_exit", Tracepoint("sched_process_exit"))],
+            Hook::CgroupAttach => &[("on_cgroup_attach", Tracepoint("cgroup_attach_task"))],
             Hook::TcpState => &[("on_tcp_state", Tracepoint("inet_sock_set_state"))],
             Hook::TcpConnect => &[("on_socket_op", TcpCallbacks), ("on_set_option", CgroupOption)],
             Hook::TcpWrite => &[("on_tcp_write", Tracepoint("tcp_sendmsg_locked"))],

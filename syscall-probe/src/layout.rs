@@ -20,10 +20,14 @@ pub(crate) struct ProcessSlot {
     pub(crate) exec_generation: AtomicU64,
     pub(crate) image_generation: AtomicU64,
     pub(crate) shed_generation: AtomicU64,
+    pub(crate) standing_generation: AtomicU64,
+    pub(crate) standing_since: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     pub(crate) image_in_flight: AtomicI32,
     pub(crate) unreliable_holders: AtomicU32,
     pub(crate) unreliable_images: AtomicU32,
+    pub(crate) standing_in_flight: AtomicI32,
+    padding: AtomicU32,
 }
 
 /// `struct file_slot`.
@@ -68,9 +72,12 @@ pub(crate) struct SenderSlot {
     pub(crate) shed_generation: AtomicU64,
     pub(crate) raw_sockets: AtomicU64,
     pub(crate) wide_generation: AtomicU64,
+    pub(crate) cgroup: AtomicU64,
+    pub(crate) uid: AtomicU32,
+    pub(crate) gid: AtomicU32,
 }
 
-const _: () = assert!(size_of::<SenderSlot>() == 56);
+const _: () = assert!(size_of::<SenderSlot>() == 72);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
@@ -86,7 +93,7 @@ pub(crate) struct ConnectionSlot {
 pub(crate) const CONNECTION_FIELDS: usize = 12;
 
 const _: () = assert!(size_of::<ConnectionSlot>() == 120);
-const _: () = assert!(size_of::<ProcessSlot>() == 48);
+const _: () = assert!(size_of::<ProcessSlot>() == 72);
 const _: () = assert!(size_of::<FileSlot>() == 8);
 const _: () = assert!(size_of::<Wide>() == 88);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
@@ -171,6 +178,12 @@ pub struct Sender {
     pub wide: u64,
     /// Its thread was traced (ptrace).
     pub traced: bool,
+    /// Effective user id of the thread that ran, as the initial user namespace has it.
+    pub uid: u32,
+    /// The same for its group id.
+    pub gid: u32,
+    /// Id of the process's control group of version 2, which is never given again.
+    pub cgroup: u64,
     /// It finished a datagram that somebody else, or the program which it was before, had begun (`MSG_MORE`, `UDP_CORK`), or may
     /// have.
     pub finished: bool,

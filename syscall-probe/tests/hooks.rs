@@ -152,6 +152,100 @@ fn new_mappings_shed_nothing() {
     stands_still(|| all.shed(tgid), || drop(actor.act("map rx")));
 }
 
+#[track_caller]
+fn act_moves_standing(command: &str) {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let made_before = all.process(tgid).value;
+    moves(|| all.standing(tgid).value, || drop(actor.act(command)));
+    comes_true(|| all.standing(tgid).settled, "still in flight");
+    let (since, now) = (all.standing_since(tgid), all.process(tgid).value);
+    assert!(made_before < since && since <= now, "{command}: {made_before}, {since}, {now}");
+    // What it is made of is another matter.
+    stands_still(|| (all.image(tgid).value, all.shed(tgid)), || drop(actor.act(command)));
+}
+
+#[test]
+fn calls_that_change_users_move_the_standing() {
+    for call in ["setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid"] {
+        act_moves_standing(&format!("set-user {call}"));
+    }
+    act_moves_standing("thread-of-user 65534");
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    stands_still(|| all.standing(tgid).value, || drop(actor.act("set-user getuid")));
+    stands_still(|| all.standing(tgid).value, || drop(actor.act("map rx")));
+}
+
+#[test]
+fn calls_of_32_bits_that_change_users_move_the_standing() {
+    // Each of the above with ids of 16 bits and of 32.
+    for number in [23, 213, 46, 214, 70, 203, 71, 204, 164, 208, 170, 210, 138, 215, 139, 216] {
+        act_moves_standing(&format!("set-user-32 {number}"));
+    }
+}
+
+#[test]
+fn another_program_or_process_is_of_another_standing() {
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let standing = || all.standing(tgid).value;
+    moves(standing, || drop(actor.act("fail-to-exec")));
+    stands_still(standing, || drop(actor.act("fork-and-wait")));
+    let before = standing();
+    actor.act("become-a-shell");
+    assert_ne!(standing(), before);
+}
+
+/// A control group of version 2 that a test has for itself.
+struct ControlGroup(std::path::PathBuf);
+
+impl ControlGroup {
+    fn new() -> ControlGroup {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let mount = mounts.lines().map(fields).find(|fields| fields.iter().any(|field| field == "cgroup2"));
+        let place = format!("{}/syscall-probe-test-{}", mount.expect("cgroup2 is mounted")[4], std::process::id());
+        std::fs::create_dir(&place).expect("a control group");
+        ControlGroup(place.into())
+    }
+
+    fn take(&self, tgid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), tgid.to_string()).expect("it takes a process");
+    }
+
+    fn give_back(&self, tgid: u32) {
+        let root = self.0.parent().expect("the root");
+        std::fs::write(root.join("cgroup.procs"), tgid.to_string()).expect("the root takes a process");
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // A process that has ended leaves it a moment later.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn another_control_group_moves_the_standing() {
+    let group = ControlGroup::new();
+    let (all, mut actor) = (generations(), Actor::start());
+    let tgid = actor.tgid();
+    let (made_before, image) = (all.process(tgid).value, all.image(tgid).value);
+    moves(|| all.standing(tgid).value, || group.take(tgid));
+    let since = all.standing_since(tgid);
+    assert!(made_before < since && since <= all.process(tgid).value);
+    // Not what its end would look like.
+    assert!(all.process(tgid).value > made_before + 1);
+    moves(|| all.standing(tgid).value, || group.give_back(tgid));
+    assert_eq!(all.image(tgid).value, image);
+    actor.kill();
+}
+
 /// The new program's mappings are there long before the kernel tells of it: what was made before the call may be a former
 /// program's from its start on.
 #[test]

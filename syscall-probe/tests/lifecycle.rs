@@ -24,7 +24,8 @@ fn load() -> Probe {
 fn everything_attaches_here() {
     let probe = load();
     assert_eq!(probe.missing(), []);
-    assert_eq!(probe.generations().exact(), Exact { processes: true, ports: true, files: true, sockets: true });
+    let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true };
+    assert_eq!(probe.generations().exact(), all);
 }
 
 #[test]
@@ -32,7 +33,8 @@ fn without_one_hook_the_others_work() {
     let probe = Probe::load(&Options { object: None, without: vec![Hook::Fork, Hook::Sockets] }).expect("it loads");
     let missing: Vec<Hook> = probe.missing().iter().map(|(hook, _)| *hook).collect();
     assert_eq!(missing, [Hook::Fork, Hook::Sockets]);
-    assert_eq!(probe.generations().exact(), Exact { processes: false, ports: true, files: true, sockets: true });
+    let rest = Exact { processes: false, standing: false, ports: true, files: true, sockets: true };
+    assert_eq!(probe.generations().exact(), rest);
     assert!(!probe.generations().process(std::process::id()).settled);
     assert!(probe.holders().is_none());
 }
@@ -41,7 +43,8 @@ fn without_one_hook_the_others_work() {
 fn without_all_hooks_nothing_is_exact() {
     let probe = Probe::load(&Options { object: None, without: Hook::ALL.to_vec() }).expect("as asked for");
     assert_eq!(probe.missing().len(), Hook::ALL.len());
-    assert_eq!(probe.generations().exact(), Exact { processes: false, ports: false, files: false, sockets: false });
+    let nothing = Exact { processes: false, standing: false, ports: false, files: false, sockets: false };
+    assert_eq!(probe.generations().exact(), nothing);
 }
 
 #[test]
@@ -57,6 +60,7 @@ fn after_the_probe_nothing_is_settled() {
     assert!(!all.process(tgid).settled);
     assert!(!all.exact().ports);
     assert!(!all.image(tgid).settled);
+    assert!(!all.standing(tgid).settled);
     let before = all.image(tgid).value;
     actor.act("mmap rx");
     assert_eq!(all.image(tgid).value, before, "the programs are gone");

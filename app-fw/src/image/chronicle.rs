@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use syscall_probe::{Change, ChangeKind, Changes, Generation, Generations, MappedFile};
 
@@ -67,6 +68,8 @@ const MAX_FILES: usize = 512;
 /// Files in all accounts together, 56 bytes each, or twice that while a list grows. When there are more, all accounts are
 /// forgotten: that leaves the processes to a look.
 const MAX_FILES_OF_ALL: usize = 1 << 20;
+/// So long is waited for what a processor is telling: longer than a busy host keeps a virtual one from running.
+const MAX_WAIT: Duration = Duration::from_millis(20);
 /// Processes that live and have an account.
 const MAX_LIVES: usize = 1 << 17;
 
@@ -93,16 +96,27 @@ impl Chronicle {
         std::mem::take(&mut book.lives.grown)
     }
 
-    /// What a process is or was made of. `None`: it is not known.
+    /// What a process is or was made of. `None`: it is not known. Waits for a processor that is telling something, which
+    /// takes it a microsecond, or as long as a virtual one is kept from running.
     pub fn of(&self, process: Process) -> Option<Account> {
-        let mut book = self.book();
-        // First the generation, then how much there is to know, then all of that: a change that is not told of by then
-        // leaves its process unsettled or has moved it.
-        let generation = self.generations.image(process.tgid);
-        let complete = book.catch_up(&self.generations);
-        let life = book.lives.known.get(&process).filter(|life| life.clear)?;
-        let known = complete && generation.settled && generation.value == life.generation;
-        known.then(|| Account { files: life.files.clone(), generation })
+        let begun = Instant::now();
+        loop {
+            let mut book = self.book();
+            // First the generation, then how much there is to know, then all of that: a change that is not told of by then
+            // leaves its process unsettled or has moved it.
+            let generation = self.generations.image(process.tgid);
+            if book.catch_up(&self.generations) {
+                let life = book.lives.known.get(&process).filter(|life| life.clear)?;
+                let known = generation.settled && generation.value == life.generation;
+                return known.then(|| Account { files: life.files.clone(), generation });
+            }
+            drop(book);
+            // What is not known of a process that has ended nobody can look up.
+            if begun.elapsed() > MAX_WAIT {
+                return None;
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -11,6 +11,7 @@ pub mod digests;
 pub mod maps;
 pub mod pages;
 pub mod process;
+pub mod standing;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use syscall_probe::{FileWatch, Generation, Generations, MappedFile, Mappings};
 pub use chronicle::Chronicle;
 pub use digests::{Digests, FileKey, Hashed};
 pub use process::{ProcDir, Process, TICK};
+pub use standing::{ControlGroups, Standing};
 
 use crate::sys::files::FileFacts;
 use digests::{Below, FUSE, key_of};
@@ -54,10 +56,16 @@ pub struct Image {
     pub gap: Option<Cause>,
     /// Path of the program, as the process sees it; for people.
     pub program: String,
+    /// The same to the byte. Empty if it is not known.
+    pub program_path: Vec<u8>,
+    /// Paths of the objects, in the same order. Empty where they are not known.
+    pub paths: Vec<Vec<u8>>,
     /// The program's digest.
     pub program_digest: Option<Digest>,
     /// What there is to it beyond its objects; `None` if nobody looked.
     pub beyond: Option<Beyond>,
+    /// Whose the process is; `None` if nobody looked.
+    pub standing: Option<Standing>,
     stamp: Option<Stamp>,
 }
 
@@ -194,6 +202,7 @@ impl Reader<'_> {
             Look { dir, hashing, process, mappings: self.mappings, mapped: OnceCell::new(), shown: RefCell::default() };
         let Some(found) = self.objects(&look, &executable)? else { return Ok(None) };
         let beyond = if self.beyond { Some(Beyond::look(dir, &executable)?) } else { None };
+        let standing = if self.beyond { Some(Standing::look(process, dir, self.generations)?) } else { None };
         let unmoved = match (generation, self.generations) {
             (Some(generation), Some(generations)) => generation.is_now(process, generations),
             _ => false,
@@ -201,8 +210,9 @@ impl Reader<'_> {
         if unmoved || before.as_ref() == Some(&executable.files) || self.stands_still(dir, &executable)? {
             // The process may have ended, and its pid been given away, before the last look.
             dir.start()?;
-            let program = String::from_utf8_lossy(&dir.link("exe").unwrap_or_default()).into_owned();
-            return Ok(Some(finish(process, program, found, beyond, generation.filter(|_| unmoved))));
+            let program = dir.link("exe").unwrap_or_default();
+            let image = finish(process, program, found, beyond, generation.filter(|_| unmoved));
+            return Ok(Some(Image { standing, ..image }));
         }
         *before = Some(executable.files);
         Ok(None)
@@ -229,15 +239,15 @@ impl Reader<'_> {
             found.program = found.program.or(Some(key));
             found.add(Seen { object: Object { key, digest, path }, watch: Some((watch, generation)), lasting: same });
         }
-        let program =
-            found.objects.first().map_or_else(String::new, |object| String::from_utf8_lossy(&object.path).into());
+        let program = found.objects.first().map_or_else(Vec::new, |object| object.path.clone());
         let moment = Moment { image: account.generation, wide, tracers };
         if !self.beyond {
             return Some(finish(process, program, found, None, Some(moment)));
         }
         // The kernel does not tell of it; of one that has ended nothing is known.
-        let beyond = Beyond::of(process).ok();
-        moment.is_now(process, generations).then(|| finish(process, program, found, beyond, Some(moment)))
+        let (beyond, standing) = (Beyond::of(process).ok(), Standing::of(process, Some(generations)).ok());
+        let image = || finish(process, program, found, beyond, Some(moment));
+        moment.is_now(process, generations).then(|| Image { standing, ..image() })
     }
 
     /// Whether another look finds the same files mapped: the way to tell without generations. Memory without a file may
@@ -466,7 +476,7 @@ fn read_maps(dir: &ProcDir) -> Result<Executable, Cause> {
     if executable.files.len() > MAX_MAPPINGS { Err(Cause::MapsUnreadable) } else { Ok(executable) }
 }
 
-fn finish(process: Process, program: String, found: Found, beyond: Option<Beyond>, moment: Option<Moment>) -> Image {
+fn finish(process: Process, program: Vec<u8>, found: Found, beyond: Option<Beyond>, moment: Option<Moment>) -> Image {
     let executed = found.objects.iter().find(|object| Some(object.key) == found.program);
     let program_digest = executed.and_then(|object| object.digest.ok());
     // Nothing tells when a tracer lets go or ends: while there is one, each packet has another look.
@@ -484,7 +494,7 @@ impl Image {
     fn new(
         process: Process,
         mut objects: Vec<Object>,
-        program: String,
+        program_path: Vec<u8>,
         program_digest: Option<Digest>,
         stamp: Option<Stamp>,
     ) -> Image {
@@ -493,7 +503,23 @@ impl Image {
         let gap = objects.iter().find_map(|object| object.digest.err());
         let ordered = objects.iter().all(|object| !object.path.is_empty());
         let aggregate = (gap.is_none() && ordered).then(|| Digest::aggregate(&digests));
-        Image { process, objects, digests, aggregate, gap, program, program_digest, beyond: None, stamp }
+        let program = String::from_utf8_lossy(&program_path).into_owned();
+        let paths = objects.iter().map(|object| object.path.clone()).collect();
+        let (beyond, standing) = (None, None);
+        Image {
+            process,
+            objects,
+            digests,
+            aggregate,
+            gap,
+            program,
+            program_path,
+            paths,
+            program_digest,
+            beyond,
+            standing,
+            stamp,
+        }
     }
 
     /// The image of the same program with the objects it had before: what was mapped once stays part of it, anonymous
@@ -516,19 +542,22 @@ impl Image {
             files: stamp.files.clone(),
             epoch: AtomicU64::new(stamp.epoch.load(Ordering::Relaxed)),
         });
-        let image = Image::new(self.process, objects, self.program.clone(), self.program_digest, stamp);
+        let image = Image::new(self.process, objects, self.program_path.clone(), self.program_digest, stamp);
         let beyond = self.beyond.map(|beyond| Beyond { anon_exec: retained.or(beyond.anon_exec), ..beyond });
-        Image { beyond, ..image }
+        Image { beyond, standing: self.standing.clone(), ..image }
     }
 
     /// Whether nothing it was derived from has changed since it was read. The end of the process changes nothing: it is
     /// what the process was made of to its end. Costs a few loads.
     pub fn is_current(&self, generations: &Generations) -> bool {
         let Some(stamp) = &self.stamp else { return false };
-        stamp.moment.is_now(self.process, generations) && stamp.files_unchanged(generations)
+        stamp.moment.is_now(self.process, generations)
+            && stamp.files_unchanged(generations)
+            && self.standing.as_ref().is_none_or(|standing| standing.is_current(self.process, generations))
     }
 
-    /// Whether it is what the process was made of at a moment in the past. Costs a few loads.
+    /// Whether it is what the process was made of at a moment in the past; whose that was is another question. Costs a few
+    /// loads.
     pub fn was_true_at(&self, moment: Generation, generations: &Generations) -> bool {
         let Some(stamp) = &self.stamp else { return false };
         let since = Moment { image: moment, wide: generations.wide(), tracers: generations.tracers() };
@@ -537,7 +566,7 @@ impl Image {
 
     /// Whether it may be kept for another packet.
     pub fn may_be_kept(&self) -> bool {
-        self.stamp.is_some()
+        self.stamp.is_some() && self.standing.as_ref().is_none_or(Standing::may_be_kept)
     }
 }
 
@@ -598,7 +627,7 @@ mod tests {
         };
         let image = |program: u8, objects: &[u8]| {
             let objects = objects.iter().map(|n| object(*n)).collect();
-            Image::new(me(), objects, String::new(), Some(Digest([program; 32])), None)
+            Image::new(me(), objects, Vec::new(), Some(Digest([program; 32])), None)
         };
         let digests = |image: Image| image.digests.iter().map(|digest| digest.0[0]).collect::<Vec<_>>();
         let (former, now) = (image(1, &[1, 2, 3]), image(1, &[1, 4]));

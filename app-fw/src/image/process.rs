@@ -150,6 +150,38 @@ impl ProcDir {
         Ok((tracer != 0).then(|| process_of(tracer).unwrap_or(tracer)))
     }
 
+    /// Effective user and group id, each if all threads that go on have the same.
+    ///
+    /// # Errors
+    /// It is gone, or /proc says nonsense.
+    pub fn users(&self) -> Result<(Option<u32>, Option<u32>), Cause> {
+        let status = read(&self.dir, "status").map_err(|_| Cause::ProcessGone)?;
+        let first = parse_users(&status).ok_or(Cause::MapsUnreadable)?;
+        if parse_status(&status).ok_or(Cause::MapsUnreadable)?.threads <= 1 {
+            return Ok((Some(first.uid), Some(first.gid)));
+        }
+        let mut found: Option<(Option<u32>, Option<u32>)> = None;
+        for task in self.threads().map_err(|_| Cause::ProcessGone)? {
+            // A thread that ended meanwhile does nothing any more.
+            let Ok(status) = read(&self.dir, &format!("task/{task}/status")) else { continue };
+            let users = parse_users(&status).ok_or(Cause::MapsUnreadable)?;
+            if users.ended {
+                continue;
+            }
+            let (uid, gid) = found.unwrap_or((Some(users.uid), Some(users.gid)));
+            found = Some((uid.filter(|uid| *uid == users.uid), gid.filter(|gid| *gid == users.gid)));
+        }
+        found.ok_or(Cause::ProcessGone)
+    }
+
+    /// Reads a whole file about the first thread, whether that goes on or not.
+    ///
+    /// # Errors
+    /// What open(2) and read(2) say.
+    pub fn read_of_first(&self, name: &str) -> io::Result<Vec<u8>> {
+        read(&self.dir, name)
+    }
+
     /// Thread id of a tracer, or 0.
     fn tracer_of_threads(&self) -> Result<u32, Cause> {
         for task in self.threads().map_err(|_| Cause::ProcessGone)? {
@@ -234,10 +266,32 @@ fn parse_status(text: &[u8]) -> Option<Status> {
     Some(Status { tracer: field(text, "TracerPid:")?, threads: field(text, "Threads:")? })
 }
 
+/// What a thread's status says of its user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Users {
+    /// Effective.
+    uid: u32,
+    gid: u32,
+    /// It does nothing any more.
+    ended: bool,
+}
+
+fn parse_users(text: &[u8]) -> Option<Users> {
+    // Real, effective, saved, of the file system.
+    let effective = |key| std::str::from_utf8(line(text, key)?).ok()?.split_whitespace().nth(1)?.parse().ok();
+    let state = *line(text, "State:")?.trim_ascii_start().first()?;
+    let ended = matches!(state, b'Z' | b'X' | b'x');
+    Some(Users { uid: effective("Uid:")?, gid: effective("Gid:")?, ended })
+}
+
 /// The number on the line that starts with `key`. A process cannot forge one: the kernel escapes line ends in its name.
 fn field(text: &[u8], key: &str) -> Option<u32> {
-    let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key.as_bytes()))?;
-    std::str::from_utf8(line).ok()?.trim().parse().ok()
+    std::str::from_utf8(line(text, key)?).ok()?.trim().parse().ok()
+}
+
+/// What follows `key` on the line that starts with it.
+fn line<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key.as_bytes()))
 }
 
 /// The command name in brackets may hold anything, brackets included.
@@ -279,6 +333,24 @@ mod tests {
         assert_eq!(field(text, "Tgid:"), Some(7));
         for bad in [&b""[..], b"TracerPid:\t\nThreads:\t1\n", b"TracerPid:\t1\n", b"TracerPid:\t-1\nThreads:\t1\n"] {
             assert_eq!(parse_status(bad), None);
+        }
+    }
+
+    #[test]
+    fn users_on_status_lines() {
+        let text = b"Name:\tUid:\\n9 9\nState:\tS (sleeping)\nUid:\t1\t2\t3\t4\nGid:\t5\t4294967294\t7\t8\n";
+        assert_eq!(parse_users(text), Some(Users { uid: 2, gid: u32::MAX - 1, ended: false }));
+        let zombie = b"State:\tZ (zombie)\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n";
+        assert_eq!(parse_users(zombie), Some(Users { uid: 2, gid: 6, ended: true }));
+        for bad in [
+            &b""[..],
+            b"Uid:\t1\t2\nGid:\t3\t4\n",
+            b"State:\nUid:\t1\t2\nGid:\t3\t4\n",
+            b"State:\tS\nUid:\t1\nGid:\t3\t4\n",
+            b"State:\tS\nUid:\t1\t-2\nGid:\t3\t4\n",
+            b"State:\tS\nUid:\t1\t2\nGid:\t3\tx\n",
+        ] {
+            assert_eq!(parse_users(bad), None, "{}", bad.escape_ascii());
         }
     }
 

@@ -138,7 +138,7 @@ impl World {
             Match::AggHash(list) => known(made.aggregate.map(|aggregate| digest(list, &|other| *other == aggregate))),
             Match::ObjectPath(list) => or_unknown(
                 made.paths.iter().any(|path| matches(list, path)),
-                made.paths.iter().all(|path| !path.is_empty()),
+                made.complete && made.paths.iter().all(|path| !path.is_empty()),
             ),
             Match::ProgramPath(list) => known(made.program.map(|program| matches(list, program))),
             Match::Uid(list) => known(made.uid.map(|uid| list.elements().any(|range| range.contains(uid)))),

@@ -233,7 +233,7 @@ impl Ask {
                 match made.paths.iter().any(|path| matches(globs, path)) {
                     true => Tri::Yes,
                     false if made.paths.iter().any(|path| path.is_empty()) => Tri::Unknown,
-                    false => Tri::No,
+                    false => unless_complete(made),
                 }
             }
             Ask::ProgramPath(globs) => known(made.program.map(|program| matches(globs, program))),

@@ -6,10 +6,10 @@ use shared::{Cause, Chain, Ports, Protocol};
 use smallvec::SmallVec;
 use syscall_probe::{Generations, Sender};
 
-use super::{Arrived, Attributed, Identity, Looked, Patience, Pipeline, Place, Whereabouts, line};
+use super::{Arrived, Attributed, Identity, Looked, Patience, Pipeline, Place, Whereabouts, Whose, line};
 use crate::attribute::diag::Tuple;
 use crate::attribute::{Endpoint, Holder, Means, Origin, Owners, Suspect, quick};
-use crate::image::{Image, Process};
+use crate::image::{Image, Process, Standing};
 use crate::investigate::Question;
 use crate::matcher::{Facts, Judgement, Made, Owner, Residual, View};
 use crate::namespaces::NamespaceId;
@@ -71,18 +71,81 @@ impl Pipeline {
         if sender.is_some_and(|(_, sender)| sender.finished) {
             owners = Arc::new(owners.and_somebody(Cause::OtherProgram));
         }
-        let mut images = SmallVec::with_capacity(owners.holders.len());
+        let (mut images, mut whose) = (SmallVec::with_capacity(owners.holders.len()), SmallVec::new());
         for holder in &owners.holders {
-            images.push(match sender {
+            let image = match sender {
                 Some((process, sender)) if process == holder.process => {
                     self.image_then(arrived, holder, sender, patience)?
                 }
                 // It holds the socket; what it sent is its own packet's affair.
                 Some(_) => self.image(arrived, holder, patience)?,
                 None => self.image_if_its_work(arrived, holder, patience)?,
-            });
+            };
+            // After the image was read.
+            whose.push(self.whose(arrived, holder, sender, &image));
+            images.push(image);
         }
-        Ok(Identity { owners, images })
+        Ok(Identity { owners, images, whose })
+    }
+
+    /// Whose the holder was when the packet was sent. What its sender was is known of the packet itself.
+    fn whose(
+        &mut self,
+        arrived: &Arrived,
+        holder: &Holder,
+        sender: Option<(Process, &Sender)>,
+        image: &Result<Arc<Image>, Cause>,
+    ) -> Whose {
+        let unknown = Whose { fleeting: true, ..Whose::default() };
+        if !self.world.rules.load().asks_beyond_files() {
+            return Whose::default();
+        }
+        let standing = image.as_ref().ok().and_then(|image| image.standing.as_ref());
+        // Not asked for where the sender tells everything.
+        let is_known_of = |pipeline: &mut Pipeline| {
+            pipeline.world.chain == Chain::Input || pipeline.was_of_this_standing(arrived, holder)
+        };
+        match (sender, standing) {
+            (Some((process, sender)), _) if process == holder.process => {
+                let (uid, gid) = (Some(sender.uid), Some(sender.gid));
+                if self.world.control_groups.is_some() {
+                    let cgroup = self.control_group(sender.cgroup);
+                    return Whose { uid, gid, fleeting: cgroup.is_none(), cgroup };
+                }
+                let cgroup = standing.filter(|_| is_known_of(self)).and_then(|standing| standing.cgroup.clone());
+                Whose { uid, gid, fleeting: cgroup.is_none(), cgroup }
+            }
+            (Some(_), Some(standing)) => Whose::of(standing),
+            (None, Some(standing)) if is_known_of(self) => Whose::of(standing),
+            _ => unknown,
+        }
+    }
+
+    /// The path of a control group of version 2. One that is gone has none any more.
+    fn control_group(&mut self, id: u64) -> Option<Arc<str>> {
+        if let Some(path) = self.control_groups.get(&id) {
+            return Some(path.clone());
+        }
+        let path = self.world.control_groups.as_ref()?.path(id)?;
+        self.control_groups.put(id, path.clone());
+        Some(path)
+    }
+
+    /// Whether a packet whose sender is not known was surely made when its holder was whose it is now: like
+    /// [`Pipeline::is_its_work`].
+    fn was_of_this_standing(&mut self, arrived: &Arrived, holder: &Holder) -> bool {
+        let Some(generations) = &self.world.generations else { return true };
+        let since = generations.standing_since(holder.process.tgid);
+        if since == 0 || holder.since.is_some_and(|made| made >= since) {
+            return true;
+        }
+        match self.changes_of_standing.get(&holder.process) {
+            Some((known, noticed)) if *known == since => arrived.round >= *noticed + 2,
+            _ => {
+                self.changes_of_standing.put(holder.process, (since, self.round));
+                false
+            }
+        }
     }
 
     /// What the process was made of when it sent the packet. If it has only got more since, it counts as made of all that.
@@ -234,13 +297,14 @@ impl Identity {
     /// Whoever holds the socket, for the rules.
     fn owners(&self) -> SmallVec<[Owner<'_>; 4]> {
         let undetermined = self.owners.undetermined.map(|_| Owner::Undetermined);
-        self.images.iter().map(as_owner).chain(undetermined).collect()
+        let known = self.images.iter().zip(&self.whose).map(|(image, whose)| as_owner(image, whose));
+        known.chain(undetermined).collect()
     }
 
-    /// The image of the only process that matters, if there is one.
-    fn sole_image(&self) -> Option<&Arc<Image>> {
-        match (&self.images[..], self.owners.undetermined) {
-            ([Ok(image)], None) => Some(image),
+    /// The only process that matters, if there is one.
+    fn sole(&self) -> Option<(&Arc<Image>, &Whose)> {
+        match (&self.images[..], &self.whose[..], self.owners.undetermined) {
+            ([Ok(image)], [whose], None) => Some((image, whose)),
             _ => None,
         }
     }
@@ -250,6 +314,7 @@ impl Identity {
 #[derive(Debug)]
 pub(super) struct Asked {
     image: Arc<Image>,
+    whose: Whose,
     view: Arc<View>,
     residual: Arc<Residual>,
 }
@@ -258,33 +323,61 @@ impl Pipeline {
     /// Has the rules judge a packet of these owners. What the rules say of a single owner is kept for the next packet.
     pub(super) fn judge(&mut self, view: &Arc<View>, facts: &Facts<'_>, identity: &Identity) -> Judgement {
         let owners = identity.owners();
-        let Some(image) = identity.sole_image() else { return view.residual(&owners).judge(facts, &owners) };
+        let Some((image, whose)) = identity.sole() else { return view.residual(&owners).judge(facts, &owners) };
         if let Some(asked) = self.asked.get(&image.process)
             && Arc::ptr_eq(&asked.image, image)
             && Arc::ptr_eq(&asked.view, view)
+            && asked.whose == *whose
         {
             return asked.residual.judge(facts, &owners);
         }
         let residual = Arc::new(view.residual(&owners));
         let judgement = residual.judge(facts, &owners);
-        self.asked.put(image.process, Asked { image: image.clone(), view: view.clone(), residual });
+        let asked = Asked { image: image.clone(), whose: whose.clone(), view: view.clone(), residual };
+        self.asked.put(image.process, asked);
         judgement
     }
 }
 
-fn as_owner(image: &Result<Arc<Image>, Cause>) -> Owner<'_> {
+impl Whose {
+    fn of(standing: &Standing) -> Whose {
+        let Standing { uid, gid, cgroup, .. } = standing.clone();
+        Whose { uid, gid, cgroup, fleeting: false }
+    }
+
+    fn is_known(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some() || self.cgroup.is_some()
+    }
+}
+
+fn as_owner<'a>(image: &'a Result<Arc<Image>, Cause>, whose: &'a Whose) -> Owner<'a> {
+    let Whose { uid, gid, ref cgroup, .. } = *whose;
+    let cgroup = cgroup.as_deref();
     match image {
         Ok(image) => Owner::Known(Made {
             digests: &image.digests,
             complete: image.gap.is_none(),
             aggregate: image.aggregate,
-            paths: &[],
-            program: None,
-            uid: None,
-            gid: None,
-            cgroup: None,
+            paths: &image.paths,
+            program: Some(&image.program_path[..]).filter(|path| !path.is_empty()),
+            uid,
+            gid,
+            cgroup,
             anon_exec: image.beyond.and_then(|beyond| beyond.anon_exec),
             traced: image.beyond.map(|beyond| beyond.traced_by.is_some()),
+        }),
+        // Nothing is known of what it is made of, but whose it is.
+        Err(_) if whose.is_known() => Owner::Known(Made {
+            digests: &[],
+            complete: false,
+            aggregate: None,
+            paths: &[],
+            program: None,
+            uid,
+            gid,
+            cgroup,
+            anon_exec: None,
+            traced: None,
         }),
         Err(_) => Owner::Undetermined,
     }

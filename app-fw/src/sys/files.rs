@@ -1,7 +1,7 @@
 //! Facts about files that std and nix do not tell.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
@@ -60,6 +60,34 @@ pub fn facts(file: impl AsFd) -> io::Result<FileFacts> {
         mount: if found.stx_mask & STATX_MNT_ID_UNIQUE != 0 { found.stx_mnt_id } else { 0 },
         regular: u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFREG,
     })
+}
+
+/// `FILEID_KERNFS` of the kernel's include/linux/exportfs.h.
+const FILEID_KERNFS: libc::c_int = 0xfe;
+
+/// `struct file_handle` of open_by_handle_at(2) with its bytes.
+#[repr(C)]
+struct Handle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    id: [u8; 8],
+}
+
+/// Finds what has an id on a file system like sysfs or cgroup, of which any file is open. Opened as a mere place.
+///
+/// # Errors
+/// It is gone; or the kernel is older than 5.5.
+pub fn open_kernfs(system: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the kernel reads a `struct file_handle` and as many bytes behind it as that says, which `handle` has.
+    let fd = unsafe { libc::syscall(libc::SYS_open_by_handle_at, system.as_raw_fd(), &raw mut handle, flags) }
+        as libc::c_int;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just made, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether some open file description could write to the file, or some mapping. `None`: the file system does not tell.

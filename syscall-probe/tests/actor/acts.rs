@@ -48,6 +48,9 @@ impl Stage {
             ["mprotect-32", protection] => mprotect_32(protections(protection))?,
             ["mmap-read-implies-exec"] => mmap_read_implies_exec()?,
             ["shmat", flags] => shmat(flags.parse()?)?,
+            ["set-user", call] => set_user(user_call(call)?),
+            ["set-user-32", number] => drop(call_32(number.parse()?, [u64::MAX; 3])),
+            ["thread-of-user", id] => thread_of_user(id.parse()?)?,
             ["traceme"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_TRACEME.into(), 0, 0]),
             ["attach-to-nobody"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_ATTACH.into(), 0, 0]),
             ["seize-nobody"] => call_and_fail(libc::SYS_ptrace, [libc::PTRACE_SEIZE.into(), 0, 0]),
@@ -562,6 +565,40 @@ fn call_repeatedly(times: u32) {
 }
 
 /// A call whose arguments make no sense: the hook comes before the kernel finds that out.
+fn user_call(name: &str) -> Result<libc::c_long> {
+    Ok(match name {
+        "setuid" => libc::SYS_setuid,
+        "setgid" => libc::SYS_setgid,
+        "setreuid" => libc::SYS_setreuid,
+        "setregid" => libc::SYS_setregid,
+        "setresuid" => libc::SYS_setresuid,
+        "setresgid" => libc::SYS_setresgid,
+        "setfsuid" => libc::SYS_setfsuid,
+        "setfsgid" => libc::SYS_setfsgid,
+        "getuid" => libc::SYS_getuid,
+        _ => bail!("no such call"),
+    })
+}
+
+/// Of the calling thread alone, without the C library, which has all threads do it. Changes nothing: no id is -1.
+fn set_user(call: libc::c_long) {
+    call_and_fail(call, [-1; 3]);
+}
+
+/// A thread that becomes another user's, and stays.
+fn thread_of_user(id: u32) -> Result<()> {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let ids = libc::c_long::from(id);
+        // SAFETY: no memory is involved.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, ids, ids, ids) };
+        let _ = done.send(result);
+        std::thread::park();
+    });
+    ensure!(wait.recv()? == 0, "setresuid");
+    Ok(())
+}
+
 fn call_and_fail(number: libc::c_long, arguments: [libc::c_long; 3]) {
     // SAFETY: descriptor 0 is a pipe, which knows none of these; no pointer is valid.
     unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2]) };

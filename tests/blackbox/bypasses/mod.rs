@@ -126,8 +126,10 @@ impl Trial {
             // The digest of the allowed program is known afterwards.
             quiet(pair, &mut self.friend)?;
             let arrived = pair.world.count(expression)?;
+            let before = self.daemon.events()?.len();
             act(pair, TIMES).with_context(|| format!("{rules:?}"))?;
-            pair.exactly(&arrived, TIMES, &format!("{rules:?}"))?;
+            let told = || format!("told of: {:?}", self.daemon.events().map(|events| events[before..].to_vec()));
+            pair.exactly(&arrived, TIMES, &format!("{rules:?}")).with_context(told)?;
         }
         Ok(())
     }
