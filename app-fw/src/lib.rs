@@ -28,6 +28,7 @@ pub mod packet;
 pub mod pipeline;
 pub mod queue;
 mod recent;
+pub mod rejection;
 pub mod signature;
 pub mod store;
 pub mod sys;

@@ -3,6 +3,8 @@
 //! The kernel hands over the first bytes of a packet, starting at its IP header. Everything in them is hostile. Every
 //! header is read through `Bytes`, the one length gate; a packet either yields a [`Packet`] or says which check failed.
 
+pub mod checksum;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use shared::{Flow, Ports, Protocol};
@@ -102,6 +104,12 @@ pub fn parse(bytes: &[u8], length: u32) -> Result<Packet, PacketError> {
     let flow = Flow { protocol: ip.protocol, source: ip.source, destination: ip.destination, ports };
     let about = ip.about(bytes)?;
     Ok(Packet { flow, length, about, is_bare: ip.is_bare(bytes, length)? })
+}
+
+/// Where the layer-4 header of a packet starts. `None`: the packet makes no sense, or this part of it has none.
+pub fn layer4(bytes: &[u8], length: u32) -> Option<usize> {
+    let ip = network(Bytes { bytes, complete: bytes.len() >= length as usize }).ok()?;
+    (ip.fragment != Fragment::Later).then_some(ip.payload)
 }
 
 /// What the IP header and its extensions say.

@@ -50,6 +50,8 @@ pub struct Arrived {
     pub ran: Option<Sender>,
     /// It left a socket of the queue's namespace that was held open. If a system call sent it, whoever ran did.
     pub left_held_socket: bool,
+    /// It has not left this machine: with other addresses, it would be routed anew.
+    pub can_turn_back: bool,
 }
 
 /// Where a packet's socket lives.
@@ -90,6 +92,7 @@ impl Arrived {
             left_held_socket: !incoming
                 && queued.uid.is_some()
                 && matches!(queued.hook, HOOK_LOCAL_OUT | HOOK_POST_ROUTING),
+            can_turn_back: queued.hook == HOOK_LOCAL_OUT,
         }
     }
 }

@@ -15,6 +15,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use shared::{Chain, Protocol, Reason};
 
+use crate::packet::checksum::{finish, pseudo, sum};
+
 const OPTION: u8 = 0x5e;
 const OPTION_LENGTH: usize = 34;
 const NOP: u8 = 1;
@@ -217,7 +219,7 @@ fn fill_checksum(packet: &mut [u8], protocol: Protocol, missing: bool) {
         Protocol::UDP => 6,
         _ => return,
     };
-    let pseudo = sum(&packet[12..20], u32::from(protocol.0) + (packet.len() - SIGNED_HEADER) as u32);
+    let pseudo = pseudo(&packet[12..20], protocol.0, packet.len() - SIGNED_HEADER);
     let Some(body) = packet.get_mut(SIGNED_HEADER..) else { return };
     let Some(field) = body.get_mut(at..at + 2) else { return };
     // A UDP packet may go without.
@@ -230,20 +232,6 @@ fn fill_checksum(packet: &mut [u8], protocol: Protocol, missing: bool) {
         checksum => checksum,
     };
     body[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
-/// RFC 1071, without the final complement.
-fn sum(bytes: &[u8], start: u32) -> u32 {
-    let fold = |sum: u32| (sum & 0xffff) + (sum >> 16);
-    let mut pairs = bytes.chunks_exact(2);
-    let words = pairs.by_ref().map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let total = words.fold(start, |sum, word| fold(sum + word));
-    let odd = pairs.remainder().first().map_or(0, |byte| u32::from(*byte) << 8);
-    fold(fold(total + odd))
-}
-
-fn finish(sum: u32) -> u16 {
-    !(sum as u16)
 }
 
 #[cfg(test)]

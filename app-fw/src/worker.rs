@@ -23,6 +23,7 @@ use crate::journal::{Draft, Reporter};
 use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Reuse, Stale};
 use crate::queue::message::messages;
 use crate::queue::{Message, Queue, Queued, Verdicts};
+use crate::rejection;
 use crate::signature::Signatures;
 use crate::sys::datagrams::Datagrams;
 
@@ -112,7 +113,7 @@ struct Tally {
 struct Parked {
     arrived: Arrived,
     waits_for: Key,
-    /// The whole packet, where its verdict may change it.
+    /// What of the packet was handed over: its verdict may change it.
     bytes: Box<[u8]>,
 }
 
@@ -296,7 +297,7 @@ impl Worker {
         match self.pipeline.decide(&arrived, tell, patience) {
             Decision::Judged(answer) => self.settle(&arrived, queued.payload, &answer, now),
             Decision::Wait(question) => {
-                let bytes = if self.signs() { queued.payload.into() } else { Box::default() };
+                let bytes = queued.payload.into();
                 let waits_for = question.key();
                 self.tally.parked += 1;
                 self.park(Parked { arrived, waits_for, bytes }, question);
@@ -390,6 +391,10 @@ impl Worker {
         };
         match (answer.judgement.verdict, signed) {
             (Verdict::Accept, Some(Ok(packet))) => self.verdicts.push_changed(arrived.id, &packet, now),
+            (Verdict::Reject, _) => match self.rejection(arrived, bytes) {
+                Some(answer) => self.verdicts.push_changed(arrived.id, &answer, now),
+                None => self.verdicts.push(arrived.id, Verdict::Drop, now),
+            },
             (verdict, _) => self.verdicts.push(arrived.id, verdict, now),
         }
         match answer.judgement.verdict {
@@ -412,6 +417,12 @@ impl Worker {
         if full || now.saturating_sub(self.verdicts.oldest()) >= self.settings.batch_age {
             self.flush();
         }
+    }
+
+    /// What a packet becomes that tells its sender of its rejection, if it can become that.
+    fn rejection(&self, arrived: &Arrived, bytes: &[u8]) -> Option<Vec<u8>> {
+        let packet = arrived.packet.as_ref().ok().filter(|_| arrived.can_turn_back)?;
+        rejection::answer(packet, bytes).filter(|_| rejection::is_own(packet.flow.source))
     }
 
     fn signs(&self) -> bool {
