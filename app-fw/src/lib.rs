@@ -18,6 +18,7 @@ pub mod clock;
 pub mod control;
 mod crowd;
 pub mod daemon;
+pub mod devices;
 pub mod image;
 pub mod investigate;
 pub mod journal;

@@ -103,6 +103,9 @@ fn cost(probe: &Probe) -> Vec<String> {
                 .into(),
         );
     }
+    if !exact.links {
+        cost.push("changes of network devices are not seen: their names are asked for with each packet".into());
+    }
     if !exact.ports || !exact.sockets {
         cost.push("changes of sockets are not all seen: owners are searched for each packet".into());
     }

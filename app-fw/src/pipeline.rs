@@ -18,6 +18,8 @@ use syscall_probe::{Generations, Sender, SocketTable};
 use crate::attribute::census::Census;
 use crate::attribute::diag::{Diag, Tuple};
 use crate::attribute::{Endpoint, Origin, Owners, Staleness, Suspect};
+use crate::devices::Devices;
+pub use crate::devices::Interfaces;
 use crate::image::{ControlGroups, Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
 use crate::matcher::{Facts, Judgement, Outcome, Ruleset, View};
@@ -44,6 +46,8 @@ pub struct Arrived {
     pub uid: Option<u32>,
     /// Where its socket lives.
     pub place: Place,
+    /// The devices that it passes.
+    pub interfaces: Interfaces,
     /// Its layer-4 checksum is left to the device.
     pub checksum_missing: bool,
     /// The process that was running when it was queued, if that is known.
@@ -70,7 +74,14 @@ const HOOK_POST_ROUTING: u8 = 4;
 
 impl Arrived {
     /// What matters of a queued packet.
-    pub fn new(queued: &Queued<'_>, chain: Chain, at: u64, round: u64, ran: Option<Sender>) -> Arrived {
+    pub fn new(
+        queued: &Queued<'_>,
+        chain: Chain,
+        at: u64,
+        round: u64,
+        ran: Option<Sender>,
+        interfaces: Interfaces,
+    ) -> Arrived {
         let incoming = chain == Chain::Input;
         let place = if queued.hook != HOOK_FORWARD {
             Place::Here(if incoming { queued.indev } else { queued.outdev })
@@ -87,6 +98,7 @@ impl Arrived {
             round,
             uid: queued.uid,
             place,
+            interfaces,
             checksum_missing: queued.checksum_missing,
             ran,
             left_held_socket: !incoming
@@ -217,6 +229,7 @@ pub struct Reuse {
 struct FlowKey {
     flow: Flow,
     place: Place,
+    interfaces: Interfaces,
     /// ICMP identifier.
     echo: Option<u16>,
     quoted: Option<Flow>,
@@ -294,6 +307,7 @@ pub struct Pipeline {
     /// Processes that became another's, likewise.
     changes_of_standing: Recent<Process, (u64, u64)>,
     control_groups: Recent<u64, Arc<str>>,
+    devices: Devices,
     round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
     views: Recent<NamespaceId, (Basis, Arc<View>)>,
@@ -336,6 +350,7 @@ impl Pipeline {
     /// A pipeline that knows nothing yet. Opens its socket diagnostics in the calling thread's namespace.
     pub fn new(world: Surroundings) -> Pipeline {
         let diag = Diag::open().inspect_err(|error| tracing::warn!("no socket diagnostics: {error}")).ok();
+        let devices = Devices::new(world.generations.clone());
         Pipeline {
             world,
             diag,
@@ -346,6 +361,7 @@ impl Pipeline {
             execs: Recent::new(PROCESSES),
             changes_of_standing: Recent::new(PROCESSES),
             control_groups: Recent::new(CONTROL_GROUPS),
+            devices,
             round: 0,
             behind: Recent::new(NAMESPACES),
             views: Recent::new(NAMESPACES),
@@ -409,6 +425,11 @@ impl Pipeline {
     /// The process that was running when a packet was put into a queue, if that is known.
     pub fn who_ran(&self, queue: u16, packet: u32) -> Option<Sender> {
         self.world.generations.as_ref()?.sender(queue, packet)
+    }
+
+    /// The devices that a packet passed, or will. `ran`: see [`Pipeline::who_ran`].
+    pub fn interfaces(&mut self, queued: &Queued<'_>, ran: Option<&Sender>) -> Interfaces {
+        self.devices.interfaces(queued.indev, queued.outdev, ran.map(|ran| ran.links))
     }
 
     /// Takes note of what was found.
@@ -583,10 +604,11 @@ impl FlowKey {
             About::Echo(identifier) => (Some(identifier), None),
             About::Quoted(flow) => (None, Some(flow)),
         };
-        // That somebody else made a raw socket makes it no other flow.
+        // That somebody else made a raw socket, or changed a device, makes it no other flow.
         let wide = |sender: Sender| if sender.shared { sender.wide } else { 0 };
-        let sender = sender.map(|sender| Sender { raw_sockets: 0, wide: wide(sender), ..sender });
-        FlowKey { flow: packet.flow, place: arrived.place, echo, quoted, sender, suspect }
+        let sender = sender.map(|sender| Sender { raw_sockets: 0, links: 0, wide: wide(sender), ..sender });
+        let Arrived { place, interfaces, .. } = *arrived;
+        FlowKey { flow: packet.flow, place, interfaces, echo, quoted, sender, suspect }
     }
 }
 

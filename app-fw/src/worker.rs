@@ -289,7 +289,8 @@ impl Worker {
         }
         self.tally.packets += 1;
         let ran = self.pipeline.who_ran(self.queue.number(), queued.id);
-        let arrived = Arrived::new(queued, self.chain, now, self.round, ran);
+        let interfaces = self.pipeline.interfaces(queued, ran.as_ref());
+        let arrived = Arrived::new(queued, self.chain, now, self.round, ran, interfaces);
         let tell = self.reporter.tell(now);
         if let Some(answer) = self.refuse_unsigned(queued) {
             return self.settle(&arrived, queued.payload, &answer, now);

@@ -62,10 +62,11 @@ struct wide {
 	u64 tracers;	  /* moves when somebody has begun to trace a process other than itself */
 	u64 unfinished;	  /* entries of `unfinished` */
 	u64 lost_unfinished; /* datagrams for which it had no room */
+	u64 links;	  /* moves with every change of a network device of the daemon's namespace */
 	s32 in_flight;	  /* calls in flight that may change any process */
 	u32 padding;
 };
-_Static_assert(sizeof(struct wide) == 88, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct wide) == 96, "mirrored in src/layout.rs");
 
 /* Key: socket cookie. */
 struct created_socket {
@@ -127,8 +128,9 @@ struct sender {
 	u64 cgroup; /* of version 2, that of the process: its id */
 	u32 uid;    /* effective, of the thread that ran */
 	u32 gid;
+	u64 links;
 };
-_Static_assert(sizeof(struct sender) == 72, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct sender) == 80, "mirrored in src/layout.rs");
 #define SENDER_SETTLED 1u /* nothing was changing what it is made of */
 #define SENDER_TRACED 2u  /* the thread that ran is traced */
 #define SENDER_SHARED 4u  /* others may have the same address space */

@@ -9,6 +9,7 @@
 #include "calls.h"
 #include "files.h"
 #include "holders.h"
+#include "links.h"
 #include "processes.h"
 #include "senders.h"
 #include "sockets.h"

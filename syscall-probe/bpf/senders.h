@@ -60,6 +60,7 @@ int on_queued(struct __sk_buff *message)
 	sender->gid = BPF_CORE_READ(task, real_cred, egid.val);
 	sender->cgroup = BPF_CORE_READ(task, group_leader, cgroups, dfl_cgrp, kn, id);
 	sender->wide_generation = *(volatile u64 *)&all->generation;
+	sender->links = *(volatile u64 *)&all->links;
 	sender->raw_sockets = *(volatile u64 *)&all->raw_sockets;
 	return KEEP_ALL;
 }

@@ -38,6 +38,8 @@ pub struct Exact {
     pub files: bool,
     /// [`crate::SocketTable::creator`] and [`Generations::raw_sockets`].
     pub sockets: bool,
+    /// [`Generations::links`].
+    pub links: bool,
 }
 
 impl Exact {
@@ -52,10 +54,12 @@ impl Exact {
             ports: calls && all(&[Hook::TcpState, Hook::TcpConnect, Hook::SockRelease, Hook::Bind]),
             files: all(&[Hook::InodeDirty]),
             sockets: all(&[Hook::SockCreate]),
+            links: all(&[Hook::Links]),
         }
     }
 
-    const NOTHING: Exact = Exact { processes: false, standing: false, ports: false, files: false, sockets: false };
+    const NOTHING: Exact =
+        Exact { processes: false, standing: false, ports: false, files: false, sockets: false, links: false };
 }
 
 /// A file whose changes are watched: the slot of its inode number, which other files may share.
@@ -199,6 +203,7 @@ impl Generations {
             uid: slot.uid.load(Ordering::Acquire),
             gid: slot.gid.load(Ordering::Acquire),
             cgroup: slot.cgroup.load(Ordering::Acquire),
+            links: slot.links.load(Ordering::Acquire),
         };
         // A packet that takes the slot writes its id first.
         is_it().then_some(sender)
@@ -296,6 +301,12 @@ impl Generations {
         self.wide_slot().tracers.load(Ordering::Acquire)
     }
 
+    /// Moves when a network device of the namespace in which the probe was loaded changes: when it comes, goes, or gets another
+    /// name, and more.
+    pub fn links(&self) -> u64 {
+        self.wide_slot().links.load(Ordering::Acquire)
+    }
+
     /// Which generations can be relied upon.
     pub fn exact(&self) -> Exact {
         if self.shared.detached.load(Ordering::Acquire) { Exact::NOTHING } else { self.shared.exact }
@@ -326,7 +337,7 @@ mod tests {
 
     #[test]
     fn what_a_missing_hook_costs() {
-        let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true };
+        let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true, links: true };
         assert_eq!(exact_without(&[]), all);
         assert_eq!(exact_without(&[Hook::Sockets]), all);
         for hook in [Hook::SysEnter, Hook::SysExit, Hook::RunningTasks] {
@@ -342,6 +353,7 @@ mod tests {
         assert_eq!(exact_without(&[Hook::CgroupAttach]), Exact { standing: false, ..all });
         assert_eq!(exact_without(&[Hook::InodeDirty]), Exact { files: false, ..all });
         assert_eq!(exact_without(&[Hook::SockCreate]), Exact { sockets: false, ..all });
+        assert_eq!(exact_without(&[Hook::Links]), Exact { links: false, ..all });
         assert_eq!(exact_without(&Hook::ALL), Exact::NOTHING);
     }
 }

@@ -44,6 +44,8 @@ pub enum Hook {
     Senders,
     /// A call that sends has ended.
     Sent,
+    /// A network device changes.
+    Links,
 }
 
 /// How a program is attached.
@@ -63,6 +65,8 @@ pub(crate) enum Place {
     OnDemand,
     /// A filter on each netlink socket that serves a queue; see [`crate::Probe::watch_queue`].
     QueueSocket,
+    /// A filter on a netlink socket of the probe's own.
+    LinkSocket,
 }
 
 impl Hook {
@@ -72,7 +76,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 19] = [
+    pub const ALL: [Hook; 20] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -92,6 +96,7 @@ impl Hook {
         Hook::Mappings,
         Hook::Senders,
         Hook::Sent,
+        Hook::Links,
     ];
 
     /// The hook's stable name, as [`fmt::Display`] writes and [`FromStr`] reads it.
@@ -116,12 +121,15 @@ impl Hook {
             Hook::Mappings => "mappings",
             Hook::Senders => "senders",
             Hook::Sent => "sent",
+            Hook::Links => "links",
         }
     }
 
     /// The programs of this hook, as the object file names them, and where each has its place.
     pub(crate) const fn programs(self) -> &'static [(&'static str, Place)] {
-        use Place::{CgroupOption, CgroupSocket, Iterator, OnDemand, QueueSocket, TcpCallbacks, Tracepoint};
+        use Place::{
+            CgroupOption, CgroupSocket, Iterator, LinkSocket, OnDemand, QueueSocket, TcpCallbacks, Tracepoint,
+        };
         match self {
             Hook::SysEnter => &[("on_sys_enter", Tracepoint("sys_enter"))],
             Hook::SysExit => &[("on_sys_exit", Tracepoint("sys_exit"))],
@@ -142,6 +150,7 @@ impl Hook {
             Hook::Mappings => &[(MAPPINGS, Iterator("task_vma"))],
             Hook::Senders => &[(QUEUED, QueueSocket)],
             Hook::Sent => &[("on_sent", Tracepoint("sock_send_length"))],
+            Hook::Links => &[(LINK, LinkSocket)],
         }
     }
 }
@@ -154,6 +163,7 @@ pub(crate) const FIND_SOCKET: &str = "on_find_socket";
 pub(crate) const ITS_HOLDERS: &str = "dump_holders";
 pub(crate) const MAPPINGS: &str = "dump_mappings";
 pub(crate) const QUEUED: &str = "on_queued";
+pub(crate) const LINK: &str = "on_link";
 
 impl fmt::Display for Hook {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

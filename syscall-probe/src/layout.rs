@@ -50,6 +50,7 @@ pub(crate) struct Wide {
     pub(crate) tracers: AtomicU64,
     unfinished: AtomicU64,
     lost_unfinished: AtomicU64,
+    pub(crate) links: AtomicU64,
     pub(crate) in_flight: AtomicI32,
     padding: AtomicU32,
 }
@@ -75,9 +76,10 @@ pub(crate) struct SenderSlot {
     pub(crate) cgroup: AtomicU64,
     pub(crate) uid: AtomicU32,
     pub(crate) gid: AtomicU32,
+    pub(crate) links: AtomicU64,
 }
 
-const _: () = assert!(size_of::<SenderSlot>() == 72);
+const _: () = assert!(size_of::<SenderSlot>() == 80);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
@@ -95,7 +97,7 @@ pub(crate) const CONNECTION_FIELDS: usize = 12;
 const _: () = assert!(size_of::<ConnectionSlot>() == 120);
 const _: () = assert!(size_of::<ProcessSlot>() == 72);
 const _: () = assert!(size_of::<FileSlot>() == 8);
-const _: () = assert!(size_of::<Wide>() == 88);
+const _: () = assert!(size_of::<Wide>() == 96);
 const _: () = assert!(PROCESS_SLOTS.is_power_of_two() && FILE_SLOTS.is_power_of_two());
 
 /// Length of `struct created_socket`.
@@ -184,6 +186,8 @@ pub struct Sender {
     pub gid: u32,
     /// Id of the process's control group of version 2, which is never given again.
     pub cgroup: u64,
+    /// [`crate::Generations::links`] at that moment.
+    pub links: u64,
     /// It finished a datagram that somebody else, or the program which it was before, had begun (`MSG_MORE`, `UDP_CORK`), or may
     /// have.
     pub finished: bool,

@@ -17,7 +17,9 @@ use crate::error::describe;
 use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, OfOneSocket, read_some};
-use crate::hook::{ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, MAPPINGS, Place, QUEUED, RUNNING_TASKS};
+use crate::hook::{
+    ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, LINK, MAPPINGS, Place, QUEUED, RUNNING_TASKS,
+};
 use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
 use crate::mappings::Mappings;
 use crate::sockets::{OlderSocket, SocketTable, older_sockets};
@@ -48,6 +50,8 @@ pub struct Probe {
     events: Option<Events>,
     changes: Option<Changes>,
     missing: Vec<(Hook, String)>,
+    /// Where changes of network devices are heard of.
+    _links: Option<OwnedFd>,
     /// Owns the programs and their links.
     programs: Ebpf,
 }
@@ -86,7 +90,9 @@ impl Probe {
         check_layout(&programs, "writers", WRITERS, None)?;
         check_layout(&programs, "events", 0, None)?;
         check_layout(&programs, "image_changes", 0, None)?;
-        let missing = attach_all(&mut programs, &types, &options.without)?;
+        let mut missing = attach_all(&mut programs, &types, &options.without)?;
+        let links = missing.iter().all(|(hook, _)| *hook != Hook::Links).then(|| watch_links(&mut programs));
+        let links = links.and_then(|links| links.map_err(|reason| missing.push((Hook::Links, reason))).ok());
         // Not earlier: the programs refer to the maps by descriptor until they are loaded.
         let events = Events::new(ring(&mut programs, "events")?);
         let changes = Changes::new(ring(&mut programs, "image_changes")?);
@@ -102,7 +108,7 @@ impl Probe {
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
-        Ok(Probe { shared, sockets, holders, mappings, events, changes, missing, programs })
+        Ok(Probe { shared, sockets, holders, mappings, events, changes, missing, _links: links, programs })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.
@@ -253,7 +259,7 @@ fn attach(programs: &mut Ebpf, types: &Btf, cgroup: &Result<File, String>, hook:
             Place::CgroupOption => attach_cgroup_option(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::TcpCallbacks => attach_tcp_callbacks(program, cgroup.as_ref()?).map_err(|e| describe(&e))?,
             Place::Iterator(target) => load_iterator(program, target, types).map_err(|e| describe(&e))?,
-            Place::QueueSocket | Place::OnDemand => load_only(program).map_err(|e| describe(&e))?,
+            Place::QueueSocket | Place::LinkSocket | Place::OnDemand => load_only(program).map_err(|e| describe(&e))?,
         }
     }
     if hook == Hook::RunningTasks { look_at_running_tasks(programs) } else { Ok(()) }
@@ -309,6 +315,16 @@ fn program_descriptor(programs: &Ebpf, name: &str) -> Result<OwnedFd, String> {
     };
     let descriptor = descriptor.map_err(|error| describe(&error))?;
     descriptor.as_fd().try_clone_to_owned().map_err(|error| format!("cannot duplicate its descriptor: {error}"))
+}
+
+/// A socket that hears of network devices in the namespace of the calling thread. Its filter hears all, and keeps nothing.
+fn watch_links(programs: &mut Ebpf) -> Result<OwnedFd, String> {
+    let socket = sys::link_socket().map_err(|error| format!("cannot listen to rtnetlink: {error}"))?;
+    let Some(Program::SocketFilter(program)) = programs.program_mut(LINK) else {
+        return Err(format!("the object has no program {LINK}"));
+    };
+    program.attach(socket.as_fd()).map_err(|error| format!("cannot watch network devices: {error}"))?;
+    Ok(socket)
 }
 
 /// Runs the iterator to its end. It writes nothing; what it finds it marks in the process slots.

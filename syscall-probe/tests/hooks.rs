@@ -246,6 +246,31 @@ fn another_control_group_moves_the_standing() {
     actor.kill();
 }
 
+/// In a network namespace of its own: the probe is told of those in which it was loaded.
+#[test]
+fn changes_of_network_devices_move_the_links() {
+    let in_between = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        let probe = Probe::load(&Options::default()).expect("the probe loads");
+        assert!(probe.generations().exact().links);
+        let all = probe.generations();
+        let ip = |command: &str| {
+            assert!(Command::new("ip").args(command.split(' ')).status().expect("ip runs").success(), "{command}");
+        };
+        for command in ["link add one type veth peer name other", "link set one name two", "link del two"] {
+            let before = all.links();
+            ip(command);
+            assert_ne!(all.links(), before, "{command}");
+        }
+        let before = all.links();
+        ip("link show");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("another");
+        ip("link add one type veth peer name other");
+        assert_eq!(all.links(), before, "another namespace's");
+    });
+    in_between.join().expect("no failure");
+}
+
 /// The new program's mappings are there long before the kernel tells of it: what was made before the call may be a former
 /// program's from its start on.
 #[test]

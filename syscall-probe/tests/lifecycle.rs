@@ -24,7 +24,7 @@ fn load() -> Probe {
 fn everything_attaches_here() {
     let probe = load();
     assert_eq!(probe.missing(), []);
-    let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true };
+    let all = Exact { processes: true, standing: true, ports: true, files: true, sockets: true, links: true };
     assert_eq!(probe.generations().exact(), all);
 }
 
@@ -33,7 +33,7 @@ fn without_one_hook_the_others_work() {
     let probe = Probe::load(&Options { object: None, without: vec![Hook::Fork, Hook::Sockets] }).expect("it loads");
     let missing: Vec<Hook> = probe.missing().iter().map(|(hook, _)| *hook).collect();
     assert_eq!(missing, [Hook::Fork, Hook::Sockets]);
-    let rest = Exact { processes: false, standing: false, ports: true, files: true, sockets: true };
+    let rest = Exact { processes: false, standing: false, ports: true, files: true, sockets: true, links: true };
     assert_eq!(probe.generations().exact(), rest);
     assert!(!probe.generations().process(std::process::id()).settled);
     assert!(probe.holders().is_none());
@@ -43,7 +43,7 @@ fn without_one_hook_the_others_work() {
 fn without_all_hooks_nothing_is_exact() {
     let probe = Probe::load(&Options { object: None, without: Hook::ALL.to_vec() }).expect("as asked for");
     assert_eq!(probe.missing().len(), Hook::ALL.len());
-    let nothing = Exact { processes: false, standing: false, ports: false, files: false, sockets: false };
+    let nothing = Exact { processes: false, standing: false, ports: false, files: false, sockets: false, links: false };
     assert_eq!(probe.generations().exact(), nothing);
 }
 

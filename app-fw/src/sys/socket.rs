@@ -27,6 +27,21 @@ pub fn is_netfilter(fd: RawFd) -> bool {
         && protocol == [libc::NETLINK_NETFILTER]
 }
 
+/// Name of a network device of the socket's namespace, padded with zeros.
+///
+/// # Errors
+/// There is none with this index.
+pub fn device_name(socket: BorrowedFd<'_>, index: u32) -> io::Result<[u8; libc::IFNAMSIZ]> {
+    // SAFETY: numbers, of which zeros are valid ones.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes one `struct ifreq`, which `request` is.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFNAME, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(request.ifr_name.map(|byte| byte as u8))
+}
+
 /// Reads a socket option whose value is an array of integers.
 fn option<T: Copy, const N: usize>(fd: RawFd, level: i32, name: i32, value: &mut [T; N]) -> io::Result<()> {
     let mut length = size_of::<[T; N]>() as libc::socklen_t;
