@@ -28,6 +28,7 @@ use crate::namespaces::Namespaces;
 use crate::office::{Office, Post, ProbeReport, compile};
 use crate::pipeline::{Pipeline, Surroundings};
 use crate::queue::{self, Queue, QueueError};
+use crate::rejection::Envoy;
 use crate::signature::{SecretError, Signatures, Uses};
 use crate::store::{ObjectKey, Store, StoreError};
 use crate::sys::readiness::watch;
@@ -217,7 +218,8 @@ fn start(
     let halt = Arc::new(halt.map_err(io::Error::from).map_err(system("eventfd"))?);
     let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
     let (mut posts, mut workers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
-    let crew = Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators };
+    let envoy = Envoy::start().map_err(system("starting a thread"))?;
+    let crew = Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators, envoy };
     for (chain, queue) in queues {
         let mut counters = Vec::new();
         for _ in 0..crew.workers_for(chain) {
@@ -269,6 +271,7 @@ struct Crew<'a> {
     rules: &'a Arc<ArcSwap<Ruleset>>,
     signatures: Option<Arc<Signatures>>,
     investigators: &'a Investigators,
+    envoy: Envoy,
 }
 
 /// More workers on one queue get into each other's way.
@@ -328,6 +331,7 @@ impl Crew<'_> {
             reporter: journal.reporter(Policy { accepted: self.args.log_accept, rate: self.args.log_rate }),
             signatures: self.signatures.clone(),
             counters: counters.clone(),
+            envoy: self.envoy.clone(),
         })
         .map_err(system("starting a worker"))
     }

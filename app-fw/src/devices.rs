@@ -11,6 +11,7 @@ use ahash::RandomState;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use syscall_probe::Generations;
 
+use crate::matcher::Device;
 use crate::sys::socket::device_name;
 
 /// Name of a network device, padded with zeros.
@@ -25,6 +26,28 @@ pub struct Interfaces {
     pub output: Option<Name>,
     /// These may be others: a device was gone, or had got another name, when its name was asked for.
     pub uncertain: bool,
+}
+
+impl Interfaces {
+    /// Where the packet came in.
+    pub fn input(&self) -> Device<'_> {
+        self.device(self.input.as_ref())
+    }
+
+    /// Where the packet leaves.
+    pub fn output(&self) -> Device<'_> {
+        self.device(self.output.as_ref())
+    }
+
+    fn device<'a>(&self, name: Option<&'a Name>) -> Device<'a> {
+        // The kernel takes any bytes but a few for a name; no rule can name what is no text.
+        let text = name.map(|name| std::str::from_utf8(name).map(|name| name.trim_end_matches('\0')));
+        match text {
+            Some(Ok(name)) => Device::Named(name),
+            None if !self.uncertain => Device::None,
+            _ => Device::Unknown,
+        }
+    }
 }
 
 /// Asks the kernel for names, and remembers them.

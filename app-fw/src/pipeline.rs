@@ -393,8 +393,8 @@ impl Pipeline {
         let called = namespace.ruled_by().cloned();
         let facts = Facts {
             flow: &packet.flow,
-            input: None,
-            output: None,
+            input: arrived.interfaces.input(),
+            output: arrived.interfaces.output(),
             namespace: called.as_ref().map(|namespace| &namespace.selectors[..]),
             now: arrived.at,
         };
@@ -615,11 +615,12 @@ impl FlowKey {
 impl Answer {
     /// Whether [`Answer::check`] may ever find it unchanged.
     fn may_be_kept(&self) -> bool {
-        !self.judgement.momentary && self.identity.as_ref().map_or(self.lasts, |identity| {
-            identity.owners.may_be_kept()
-                && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
-                && !identity.whose.iter().any(|whose| whose.fleeting)
-        })
+        !self.judgement.momentary
+            && self.identity.as_ref().map_or(self.lasts, |identity| {
+                identity.owners.may_be_kept()
+                    && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
+                    && !identity.whose.iter().any(|whose| whose.fleeting)
+            })
     }
 
     /// Whether everything the answer was derived from is as it was.

@@ -3,11 +3,18 @@
 //! TCP gets a reset (RFC 9293, 3.10.7.1), everything else an ICMP error: port unreachable, as iptables has it. A packet of
 //! this machine that has not left yet is *turned into* its answer and let go: the kernel routes it to the sender, whose
 //! call fails at once. Nothing is sent besides, so nothing has to be kept from being judged itself.
+//!
+//! A packet of a container has left its machine, so to speak: its socket is ended instead ([`Envoy`]).
 
+use std::io;
 use std::net::{IpAddr, UdpSocket};
+use std::sync::Arc;
 
-use shared::Protocol;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::{Flow, Ports, Protocol};
 
+use crate::attribute::diag::{Diag, Tuple};
+use crate::namespaces::Namespace;
 use crate::packet::checksum::{finish, pseudo, sum};
 use crate::packet::{About, Packet, layer4};
 
@@ -132,6 +139,42 @@ fn addressed(source: IpAddr, destination: IpAddr, protocol: Protocol, body: &[u8
     let checksum = finish(sum(&packet[start..], begin));
     packet[start + at..start + at + 2].copy_from_slice(&checksum.to_be_bytes());
     packet
+}
+
+/// Sockets that wait to be ended. More are told nothing: their packets are dropped all the same.
+const WAITING: usize = 256;
+
+/// Ends sockets in other namespaces, where packets cannot be turned back: `SOCK_DESTROY` of linux/sock_diag.h.
+#[derive(Clone)]
+pub struct Envoy(Sender<(Arc<Namespace>, Flow)>);
+
+impl Envoy {
+    /// Starts a thread, which ends with the last envoy.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start() -> io::Result<Envoy> {
+        let (envoy, orders) = bounded(WAITING);
+        std::thread::Builder::new().name("rejections".into()).spawn(move || serve(&orders))?;
+        Ok(Envoy(envoy))
+    }
+
+    /// Has the socket ended that sent a packet of this flow. Never waits.
+    pub fn send(&self, namespace: &Arc<Namespace>, flow: Flow) {
+        let _ = self.0.try_send((namespace.clone(), flow));
+    }
+}
+
+fn serve(orders: &Receiver<(Arc<Namespace>, Flow)>) {
+    for (namespace, flow) in orders {
+        let Ports::Known { source, destination } = flow.ports else { continue };
+        let tuple =
+            Tuple { local: flow.source, local_port: source, remote: flow.destination, remote_port: destination };
+        let ended = namespace.inside(|| Diag::open()?.destroy(flow.protocol, &tuple));
+        if let Err(error) = ended.and_then(|ended| ended) {
+            tracing::debug!("the socket of {flow} in {} could not be ended: {error}", namespace.name);
+        }
+    }
 }
 
 #[cfg(test)]

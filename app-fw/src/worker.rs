@@ -20,10 +20,10 @@ use shared::{Cause, Chain, Verdict};
 use crate::clock::Clock;
 use crate::investigate::{Finding, Investigators, Key, Mailbox, Question};
 use crate::journal::{Draft, Reporter};
-use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Reuse, Stale};
+use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Place, Reuse, Stale};
 use crate::queue::message::messages;
 use crate::queue::{Message, Queue, Queued, Verdicts};
-use crate::rejection;
+use crate::rejection::{self, Envoy};
 use crate::signature::Signatures;
 use crate::sys::datagrams::Datagrams;
 
@@ -132,6 +132,7 @@ pub struct Worker {
     reporter: Reporter,
     signatures: Option<Arc<Signatures>>,
     counters: Arc<Counters>,
+    envoy: Envoy,
     tally: Tally,
     verdicts: Verdicts,
     parked: VecDeque<Parked>,
@@ -169,6 +170,8 @@ pub struct Parts {
     pub signatures: Option<Arc<Signatures>>,
     /// What it counts.
     pub counters: Arc<Counters>,
+    /// Tells other namespaces of rejections.
+    pub envoy: Envoy,
 }
 
 impl Worker {
@@ -193,6 +196,7 @@ impl Worker {
             reporter: parts.reporter,
             signatures: parts.signatures,
             counters: parts.counters,
+            envoy: parts.envoy,
             tally: Tally::default(),
             parked: VecDeque::new(),
             asked: HashMap::new(),
@@ -394,7 +398,10 @@ impl Worker {
             (Verdict::Accept, Some(Ok(packet))) => self.verdicts.push_changed(arrived.id, &packet, now),
             (Verdict::Reject, _) => match self.rejection(arrived, bytes) {
                 Some(answer) => self.verdicts.push_changed(arrived.id, &answer, now),
-                None => self.verdicts.push(arrived.id, Verdict::Drop, now),
+                None => {
+                    self.send_envoy(arrived, answer);
+                    self.verdicts.push(arrived.id, Verdict::Drop, now);
+                }
             },
             (verdict, _) => self.verdicts.push(arrived.id, verdict, now),
         }
@@ -424,6 +431,16 @@ impl Worker {
     fn rejection(&self, arrived: &Arrived, bytes: &[u8]) -> Option<Vec<u8>> {
         let packet = arrived.packet.as_ref().ok().filter(|_| arrived.can_turn_back)?;
         rejection::answer(packet, bytes).filter(|_| rejection::is_own(packet.flow.source))
+    }
+
+    /// Has the socket of a container told that its packet was rejected.
+    fn send_envoy(&self, arrived: &Arrived, answer: &Answer) {
+        if let (Place::Behind(_), Ok(packet), Some(namespace)) = (arrived.place, &arrived.packet, &answer.namespace)
+            && self.chain != Chain::Input
+            && !namespace.is_own()
+        {
+            self.envoy.send(namespace, packet.flow);
+        }
     }
 
     fn signs(&self) -> bool {

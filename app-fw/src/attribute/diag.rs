@@ -12,7 +12,9 @@ use shared::Protocol;
 use crate::queue::message::{aligned, attributes};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -130,6 +132,15 @@ impl Diag {
         })
     }
 
+    /// Ends a socket: whoever holds it gets `ECONNABORTED`.
+    ///
+    /// # Errors
+    /// There is none, or the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
+    pub fn destroy(&mut self, protocol: Protocol, tuple: &Tuple) -> io::Result<()> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        self.exchange(SOCK_DESTROY, protocol, family(tuple.local), tuple, 0, state::ALL, flags, |_| {})
+    }
+
     #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
     fn ask(
         &mut self,
@@ -139,10 +150,26 @@ impl Diag {
         device: u32,
         states: u32,
         flags: u16,
+        each: impl FnMut(Socket),
+    ) -> io::Result<()> {
+        self.exchange(SOCK_DIAG_BY_FAMILY, protocol, family, tuple, device, states, flags, each)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
+    fn exchange(
+        &mut self,
+        kind: u16,
+        protocol: Protocol,
+        family: u8,
+        tuple: &Tuple,
+        device: u32,
+        states: u32,
+        flags: u16,
         mut each: impl FnMut(Socket),
     ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let request = request(protocol, family, tuple, device, states, flags, self.sequence);
+        let mut request = request(protocol, family, tuple, device, states, flags, self.sequence);
+        request[4..6].copy_from_slice(&kind.to_ne_bytes());
         send(self.socket.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
         loop {
             let length = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {

@@ -131,7 +131,12 @@ impl Chained {
     }
 
     /// Without some rules, and with others.
-    pub(super) fn with(&self, removed: &[u64], added: impl IntoIterator<Item = Arc<ActiveRule>>, sets: &Sets) -> Chained {
+    pub(super) fn with(
+        &self,
+        removed: &[u64],
+        added: impl IntoIterator<Item = Arc<ActiveRule>>,
+        sets: &Sets,
+    ) -> Chained {
         let mut gone = self.gone.clone();
         if removed.iter().any(|id| self.base.ids.contains(id)) {
             Arc::make_mut(&mut gone).extend(removed.iter().filter(|id| self.base.ids.contains(id)));
@@ -171,7 +176,9 @@ impl Chained {
         loop {
             let mut best = None;
             let mut fires = |rule: &ActiveRule| fires(rule, rule.of_packet(facts), only, doubts);
-            self.base.plain.first(facts, after, &mut best, &mut |rule| if self.is_gone(rule) { None } else { fires(rule) });
+            self.base
+                .plain
+                .first(facts, after, &mut best, &mut |rule| if self.is_gone(rule) { None } else { fires(rule) });
             self.recent.plain.first(facts, after, &mut best, &mut fires);
             // One before it that may hold is enough to need the owners.
             let end = best.as_ref().map_or(u64::MAX, |(rule, _)| rule.rank);

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use shared::Ports;
 
-use super::rule::{ActiveRule, Sets, keys};
 use super::Facts;
+use super::rule::{ActiveRule, Sets, keys};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
@@ -44,9 +44,17 @@ const WAYS: [By; 5] = [By::Destination, By::DestinationPort, By::Source, By::Sou
 
 #[derive(Debug)]
 enum Filed {
-    Address { source: bool, v4: Prefixes<u32>, v6: Prefixes<u128> },
+    Address {
+        source: bool,
+        v4: Prefixes<u32>,
+        v6: Prefixes<u128>,
+    },
     /// `unknown`: the same rules by other things, for packets that do not carry their ports.
-    Port { source: bool, ports: Prefixes<u16>, unknown: Box<Index> },
+    Port {
+        source: bool,
+        ports: Prefixes<u16>,
+        unknown: Box<Index>,
+    },
     Protocol(Map<u8, Index>),
 }
 
@@ -136,7 +144,8 @@ impl Index {
         let mut plain = Vec::new();
         let mut filed: Map<By, Map<Key, Vec<Arc<ActiveRule>>>> = Map::default();
         for (rule, ways) in rules.into_iter().zip(all_keys) {
-            let crowd = |(way, keys): &(By, Vec<Key>)| keys.iter().map(|key| shared_by[&key.of(*way)]).max().unwrap_or(0);
+            let crowd =
+                |(way, keys): &(By, Vec<Key>)| keys.iter().map(|key| shared_by[&key.of(*way)]).max().unwrap_or(0);
             match ways.into_iter().min_by_key(crowd) {
                 // Filed with all others it would not be found any sooner.
                 Some(best) if crowd(&best) < count => {
@@ -165,7 +174,8 @@ impl Index {
         best: &mut Option<(&'a Arc<ActiveRule>, T)>,
         fires: &mut impl FnMut(&ActiveRule) -> Option<T>,
     ) {
-        let is_late = |rank: u64, best: &Option<(&Arc<ActiveRule>, T)>| best.as_ref().is_some_and(|(rule, _)| rule.rank <= rank);
+        let is_late =
+            |rank: u64, best: &Option<(&Arc<ActiveRule>, T)>| best.as_ref().is_some_and(|(rule, _)| rule.rank <= rank);
         if is_late(self.least, best) {
             return;
         }
@@ -274,7 +284,9 @@ impl Key {
         const OTHER: u8 = 0x80;
         match (self, way) {
             (Key::V4(prefix), By::Source) => Key::V4(Prefix { length: prefix.length ^ OTHER, ..prefix }),
-            (Key::V6(prefix), By::Source) => Key::V6(Prefix { length: prefix.length.wrapping_add(OTHER + 1), ..prefix }),
+            (Key::V6(prefix), By::Source) => {
+                Key::V6(Prefix { length: prefix.length.wrapping_add(OTHER + 1), ..prefix })
+            }
             (Key::Port(prefix), By::SourcePort) => Key::Port(Prefix { length: prefix.length ^ OTHER, ..prefix }),
             (key, _) => key,
         }

@@ -57,14 +57,25 @@ impl From<bool> for Tri {
 pub struct Facts<'a> {
     /// Its headers.
     pub flow: &'a Flow,
-    /// The interface by which it came in.
-    pub input: Option<&'a str>,
-    /// The interface by which it leaves.
-    pub output: Option<&'a str>,
+    /// Where it came in.
+    pub input: Device<'a>,
+    /// Where it leaves.
+    pub output: Device<'a>,
     /// What the namespace of its socket is called; `None` if that is not known.
     pub namespace: Option<&'a [Selector]>,
     /// When it is judged, nanoseconds by the daemon's clock: rates are held against it.
     pub now: u64,
+}
+
+/// A network device that a packet passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device<'a> {
+    /// It passes none.
+    None,
+    /// The one of this name.
+    Named(&'a str),
+    /// Which one is not known, or whether it passes one.
+    Unknown,
 }
 
 /// What a process is made of, as far as it is known.
@@ -258,7 +269,10 @@ impl Ruleset {
     /// Files everything. Takes a fraction of a second for 100,000 rules.
     pub fn new(
         generation: u64,
-        contents: Contents<impl IntoIterator<Item = Arc<ActiveRule>>, impl IntoIterator<Item = (Selector, Chain, Verdict)>>,
+        contents: Contents<
+            impl IntoIterator<Item = Arc<ActiveRule>>,
+            impl IntoIterator<Item = (Selector, Chain, Verdict)>,
+        >,
         defaults: Defaults,
     ) -> Ruleset {
         let Contents { rules, policies, sets } = contents;
@@ -291,7 +305,8 @@ impl Ruleset {
         }
         chains.retain(|_, chain| chain.len() > 0);
         let (policies, sets) = (by_place(policies), self.sets.clone());
-        Ruleset { generation, chains, policies, defaults: self.defaults, sets, count: 0, asks: Asks::default() }.counted()
+        Ruleset { generation, chains, policies, defaults: self.defaults, sets, count: 0, asks: Asks::default() }
+            .counted()
     }
 
     /// Whether so much was changed since all was filed that it is worth [`Ruleset::compact`].

@@ -54,7 +54,11 @@ impl World {
             Match::Owner(OwnerClass::Unowned) => Some(owners.is_empty().into()),
             _ => None,
         });
-        if !rule.predicates.iter().any(|predicate| predicate.on.is_identity() && !matches!(predicate.on, Match::Owner(_))) {
+        if !rule
+            .predicates
+            .iter()
+            .any(|predicate| predicate.on.is_identity() && !matches!(predicate.on, Match::Owner(_)))
+        {
             return of_class;
         }
         let of_each = owners.iter().map(|owner| all(rule, |on| self.of_owner(on, owner)));
@@ -87,8 +91,10 @@ impl World {
                 self.any(list, within, |set| matches!(set, Elements::Ports(ports) if ports.iter().any(within))).into()
             }
         };
-        let passes = |list: &List<shared::rule::Interface>, name: Option<&str>| {
-            name.is_some_and(|name| list.elements().any(|pattern| pattern.matches(name))).into()
+        let passes = |list: &List<shared::rule::Interface>, device: Device<'_>| match device {
+            Device::Unknown => Tri::Unknown,
+            Device::None => Tri::No,
+            Device::Named(name) => list.elements().any(|pattern| pattern.matches(name)).into(),
         };
         Some(match on {
             Match::Source(list) => address(list, flow.source),
@@ -184,11 +190,19 @@ impl Dice {
 }
 
 const NETS: [&str; 11] = [
-    "10.0.0.0/8", "10.0.0.1", "10.0.0.2", "10.0.0.0/30", "10.1.0.0/16", "0.0.0.0/0", "::/0", "2001:db8::/32", "2001:db8::1",
-    "2001:db8::2", "@lan",
+    "10.0.0.0/8",
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.0/30",
+    "10.1.0.0/16",
+    "0.0.0.0/0",
+    "::/0",
+    "2001:db8::/32",
+    "2001:db8::1",
+    "2001:db8::2",
+    "@lan",
 ];
-const ADDRESSES: [[&str; 2]; 3] =
-    [["10.0.0.1", "10.0.0.2"], ["10.1.0.9", "192.0.2.1"], ["2001:db8::1", "2001:db8::2"]];
+const ADDRESSES: [[&str; 2]; 3] = [["10.0.0.1", "10.0.0.2"], ["10.1.0.9", "192.0.2.1"], ["2001:db8::1", "2001:db8::2"]];
 const PORTS: [&str; 8] = ["80", "443", "1000:2000", "0:65535", "1:1023", "79:81", "53", "@web"];
 const SOME_PORTS: [u16; 7] = [80, 443, 53, 1000, 1500, 2000, 65535];
 const PATHS: [&str; 4] = ["/usr/bin/curl", "/usr/lib/libssl.so.3", "/opt/a/b", ""];
@@ -210,7 +224,8 @@ fn rule(dice: &mut Dice) -> Rule {
             (0..=dice.below(2)).map(|_| dice.pick(from).to_owned()).collect::<Vec<_>>().join(",")
         };
         let digests = |dice: &mut Dice| {
-            let one = |dice: &mut Dice| if dice.one_in(5) { "@known".to_owned() } else { digest(dice.below(6)).to_string() };
+            let one =
+                |dice: &mut Dice| if dice.one_in(5) { "@known".to_owned() } else { digest(dice.below(6)).to_string() };
             (0..=dice.below(2)).map(|_| one(dice)).collect::<Vec<_>>().join(",")
         };
         let option = match dice.below(22) {
@@ -278,7 +293,12 @@ impl Person {
     fn new(dice: &mut Dice) -> Person {
         // Mostly everything is known.
         let mut known = dice.below(3) > 0;
-        let mut maybe = |dice: &mut Dice| known || { known = false; !dice.one_in(3) };
+        let mut maybe = |dice: &mut Dice| {
+            known || {
+                known = false;
+                !dice.one_in(3)
+            }
+        };
         let complete = maybe(dice);
         let mut some = |dice: &mut Dice| maybe(dice);
         Person {
@@ -391,8 +411,8 @@ impl Both {
         let names = &names[dice.below(2)];
         let facts = Facts {
             flow: &flow,
-            input: [None, Some("eth0"), Some("docker0")][dice.below(3)],
-            output: [None, Some("eth0"), Some("eth12"), Some("lo")][dice.below(4)],
+            input: [Device::None, Device::Named("eth0"), Device::Named("docker0"), Device::Unknown][dice.below(4)],
+            output: [Device::None, Device::Named("eth0"), Device::Named("eth12"), Device::Unknown][dice.below(4)],
             namespace: (!dice.one_in(8)).then_some(names),
             now: 0,
         };
@@ -403,7 +423,12 @@ impl Both {
             Outcome::Judged(judgement) => said(judgement),
             Outcome::NeedsOwners => None,
         };
-        let context = || format!("{facts:?}\n{owners:?}\n{:#?}", self.world.rules.iter().map(|(id, rule)| format!("{id}: {rule}")).collect::<Vec<_>>());
+        let context = || {
+            format!(
+                "{facts:?}\n{owners:?}\n{:#?}",
+                self.world.rules.iter().map(|(id, rule)| format!("{id}: {rule}")).collect::<Vec<_>>()
+            )
+        };
         assert_eq!(unasked, self.world.judge(&facts, None), "without owners: {}", context());
         let asked = said(view.residual(&owners).judge(&facts, &owners));
         assert_eq!(asked, self.world.judge(&facts, Some(&owners)), "with owners: {}", context());

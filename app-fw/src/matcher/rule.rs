@@ -13,7 +13,7 @@ use shared::set::{Elements, Set, SetName};
 use shared::{Digest, Flow, Match, Ports, Predicate, Rule, Selector, Verdict};
 
 use super::ranges::{Nets, Ranges};
-use super::{Facts, Made, Owner, Tri};
+use super::{Device, Facts, Made, Owner, Tri};
 
 /// Named sets, ready to be asked.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,9 @@ impl Sets {
     /// Makes them ready.
     pub fn new<'a>(sets: impl IntoIterator<Item = &'a Set>) -> Sets {
         let ready = |set: &Set| match &set.elements {
-            Elements::Addresses(nets) => ReadySet::Nets(Nets::new(nets.iter().map(|net| net.0)).into(), nets[..].into()),
+            Elements::Addresses(nets) => {
+                ReadySet::Nets(Nets::new(nets.iter().map(|net| net.0)).into(), nets[..].into())
+            }
             Elements::Ports(ports) => ReadySet::Ports(Ranges::new(ports.iter().map(pair)).into(), ports[..].into()),
             Elements::Digests(digests) => {
                 let mut sorted = digests.clone();
@@ -217,7 +219,8 @@ impl Ask {
     fn of_owner(&self, owner: &Owner<'_>) -> Tri {
         let Owner::Known(made) = owner else { return Tri::Unknown };
         let has = |digest: &Digest| made.digests.contains(digest);
-        let in_any = |lists: &[Arc<[Digest]>], digest: &Digest| lists.iter().any(|list| list.binary_search(digest).is_ok());
+        let in_any =
+            |lists: &[Arc<[Digest]>], digest: &Digest| lists.iter().any(|list| list.binary_search(digest).is_ok());
         let known = |holds: Option<bool>| holds.map_or(Tri::Unknown, Tri::from);
         match self {
             Ask::SomeDigest(lists) => match made.digests.iter().any(|digest| in_any(lists, digest)) {
@@ -229,13 +232,11 @@ impl Ask {
                 false => unless_complete(made),
             },
             Ask::Aggregate(lists) => known(made.aggregate.map(|aggregate| in_any(lists, &aggregate))),
-            Ask::ObjectPath(globs) => {
-                match made.paths.iter().any(|path| matches(globs, path)) {
-                    true => Tri::Yes,
-                    false if made.paths.iter().any(|path| path.is_empty()) => Tri::Unknown,
-                    false => unless_complete(made),
-                }
-            }
+            Ask::ObjectPath(globs) => match made.paths.iter().any(|path| matches(globs, path)) {
+                true => Tri::Yes,
+                false if made.paths.iter().any(|path| path.is_empty()) => Tri::Unknown,
+                false => unless_complete(made),
+            },
             Ask::ProgramPath(globs) => known(made.program.map(|program| matches(globs, program))),
             Ask::Uid(ids) => known(made.uid.map(|uid| ids.contains(uid))),
             Ask::Gid(ids) => known(made.gid.map(|gid| ids.contains(gid))),
@@ -285,8 +286,12 @@ fn port(flow: &Flow, wanted: &Union<Ranges<u16>>, of: fn(u16, u16) -> u16) -> Tr
     }
 }
 
-fn passes(patterns: &[Interface], name: Option<&str>) -> Tri {
-    name.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name))).into()
+fn passes(patterns: &[Interface], device: Device<'_>) -> Tri {
+    match device {
+        Device::None => Tri::No,
+        Device::Named(name) => patterns.iter().any(|pattern| pattern.matches(name)).into(),
+        Device::Unknown => Tri::Unknown,
+    }
 }
 
 impl ActiveRule {
@@ -485,7 +490,11 @@ pub(super) mod keys {
 
     /// A predicate that must hold as it stands.
     fn positive<'a, T: 'a>(rule: &'a ActiveRule, pick: impl Fn(&'a Match) -> Option<T>) -> impl Iterator<Item = T> {
-        rule.rule.predicates.iter().filter(|predicate| !predicate.negated).filter_map(move |predicate| pick(&predicate.on))
+        rule.rule
+            .predicates
+            .iter()
+            .filter(|predicate| !predicate.negated)
+            .filter_map(move |predicate| pick(&predicate.on))
     }
 
     /// Elements of a list with its sets opened. `None`: too many, or a set is not there.
@@ -527,7 +536,8 @@ pub(super) mod keys {
     }
 
     pub(crate) fn destination_ports(rule: &ActiveRule, sets: &Sets) -> Option<Vec<PortRange>> {
-        positive(rule, |on| if let Match::DestinationPort(list) = on { Some(ports(list, sets)) } else { None }).next()?
+        positive(rule, |on| if let Match::DestinationPort(list) = on { Some(ports(list, sets)) } else { None })
+            .next()?
     }
 
     pub(crate) fn protocols(rule: &ActiveRule) -> Option<Vec<u8>> {

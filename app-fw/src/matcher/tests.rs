@@ -34,7 +34,7 @@ fn chain(policy: Verdict, rules: &[&str]) -> View {
 }
 
 fn facts(flow: &Flow, now: u64) -> Facts<'_> {
-    Facts { flow, input: None, output: Some("eth0"), namespace: Some(&[Selector::Host]), now }
+    Facts { flow, input: Device::None, output: Device::Named("eth0"), namespace: Some(&[Selector::Host]), now }
 }
 
 fn known(digests: &[Digest]) -> Owner<'_> {
@@ -180,11 +180,12 @@ fn flow_predicates() {
         let rules = chain(Verdict::Accept, &[&format!("-v DROP {text}")]);
         matches!(rules.judge(&facts(&flow(), 0)), Outcome::Judged(j) if j.verdict == Verdict::Drop)
     };
-    for yes in ["", "-s 10.0.0.1", "-d 10.0.0.0/30", "! -d 10.0.0.3", "-p tcp", "! -p udp", "--sport 1000", "-p udp -p tcp"] {
+    for yes in
+        ["", "-s 10.0.0.1", "-d 10.0.0.0/30", "! -d 10.0.0.3", "-p tcp", "! -p udp", "--sport 1000", "-p udp -p tcp"]
+    {
         assert!(fires(yes), "{yes}");
     }
-    for no in ["-s 10.0.0.2", "! -d 10.0.0.0/8", "-p 17", "--dport 81", "! --dport 80", "-s ::/0"]
-    {
+    for no in ["-s 10.0.0.2", "! -d 10.0.0.0/8", "-p 17", "--dport 81", "! --dport 80", "-s ::/0"] {
         assert!(!fires(no), "{no}");
     }
 }
