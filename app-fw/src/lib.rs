@@ -19,6 +19,7 @@ pub mod control;
 mod crowd;
 pub mod daemon;
 pub mod devices;
+pub mod explain;
 pub mod image;
 pub mod investigate;
 pub mod journal;

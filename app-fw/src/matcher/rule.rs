@@ -338,7 +338,7 @@ impl ActiveRule {
 
     /// Whether what it asks of the owners holds. For a DROP rule the owner that matches best counts, for an ACCEPT rule the
     /// one that matches worst. A packet without owners matches no predicate about one, whether negated or not.
-    pub(super) fn of_owners(&self, owners: &[Owner<'_>]) -> Tri {
+    pub fn of_owners(&self, owners: &[Owner<'_>]) -> Tri {
         let of_all = self.all(Part::Owners, |ask| ask.of_owners(owners));
         if !self.asks_of_each || of_all == Tri::No {
             return of_all;
