@@ -85,10 +85,11 @@ impl<'a> Changing<'a> {
         self.book.last_id
     }
 
-    /// Makes it so for good, as this revision.
-    pub fn keep(mut self, revision: u64) {
+    /// Makes it so for good, as this revision. What is different then.
+    pub fn keep(mut self, revision: u64) -> Delta {
         self.kept = true;
         self.book.revision = revision;
+        std::mem::take(&mut self.delta)
     }
 
     /// Makes one edit. Namespaces are resolved already.
@@ -166,11 +167,11 @@ impl<'a> Changing<'a> {
         }
     }
 
-    /// Makes everything as a document says. Namespaces are resolved already.
+    /// Makes everything as a document says. Namespaces are resolved already. Rules that had their end by `now` are left out.
     ///
     /// # Errors
     /// The document contradicts itself; the index of the rule if it is about one.
-    pub fn restore(&mut self, document: Document) -> Result<(), (Option<usize>, BookError)> {
+    pub fn restore(&mut self, document: Document, now: Timestamp) -> Result<(), (Option<usize>, BookError)> {
         if let Some((at, why)) = document.contradictions().into_iter().next() {
             let index = if let At::Rule(index) = at { Some(index) } else { None };
             return Err((index, BookError::Contradiction(why)));
@@ -184,6 +185,9 @@ impl<'a> Changing<'a> {
         let mut ids = HashSet::with_capacity(rules.len());
         for (index, numbered) in rules.into_iter().enumerate() {
             check_rule(&numbered.rule).map_err(|error| (Some(index), error))?;
+            if numbered.rule.until.is_some_and(|until| until <= now) {
+                continue;
+            }
             let id = numbered.id.unwrap_or_else(|| {
                 last_id += 1;
                 last_id

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use shared::set::{Set, SetName};
 use shared::{Chain, Rule, Selector, Verdict};
 
+use crate::matcher::RuleState;
+
 pub use changing::{Changing, Outcome};
 pub use delta::{Delta, Past, RuleChange, SetChange, WasRule, WasSet};
 pub use error::BookError;
@@ -42,9 +44,19 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The rank as the matcher has it.
+    pub fn order(&self) -> u64 {
+        self.rank.cast_unsigned() ^ 1 << 63
+    }
+
     /// Where it stands.
     pub fn place(&self) -> Place {
         (self.rule.chain, self.rule.namespace.clone())
+    }
+
+    /// Its position among the rules of its place.
+    pub fn position(&self, book: &Book) -> usize {
+        book.position(self)
     }
 
     fn is_as(&self, other: &Entry) -> bool {
@@ -56,11 +68,11 @@ impl Entry {
     }
 }
 
-/// Counts packets. Any thread may add.
+/// What a rule counts and remembers, and how much of that is stored.
 #[derive(Debug, Default)]
 pub struct Hits {
-    packets: AtomicU64,
-    bytes: AtomicU64,
+    /// Counted by the workers.
+    pub state: Arc<RuleState>,
     /// What of the packets the store has.
     stored: AtomicU64,
 }
@@ -68,18 +80,15 @@ pub struct Hits {
 impl Hits {
     /// As they were stored.
     pub fn stored(packets: u64, bytes: u64) -> Hits {
-        Hits { packets: packets.into(), bytes: bytes.into(), stored: packets.into() }
-    }
-
-    /// One more packet of so many bytes.
-    pub fn add(&self, bytes: u64) {
-        self.packets.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let state = RuleState::default();
+        state.packets.store(packets, Ordering::Relaxed);
+        state.bytes.store(bytes, Ordering::Relaxed);
+        Hits { state: Arc::new(state), stored: packets.into() }
     }
 
     /// Packets and bytes so far.
     pub fn get(&self) -> (u64, u64) {
-        (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (self.state.packets.load(Ordering::Relaxed), self.state.bytes.load(Ordering::Relaxed))
     }
 
     /// Packets and bytes so far, if there are more than are stored.
@@ -202,6 +211,14 @@ impl Book {
     /// How many rules name a set.
     pub fn uses(&self, name: &SetName) -> usize {
         self.uses.get(name).copied().unwrap_or(0)
+    }
+
+    /// Rules that name one of these sets.
+    pub fn users<'a>(&'a self, names: impl Fn(&SetName) -> bool + 'a) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let uses = move |entry: &&Arc<Entry>| {
+            entry.rule.predicates.iter().any(|predicate| predicate.on.sets().iter().any(|(name, _)| names(name)))
+        };
+        self.rules().filter(uses)
     }
 
     /// Begins a change.

@@ -12,7 +12,7 @@ pub(super) const GAP: i64 = 1 << 32;
 pub(super) const POSSIBLE: RangeInclusive<i64> = -(1 << 61)..=1 << 61;
 
 /// Rules that give way at first when there is no room between two.
-const NEIGHBOURS: usize = 32;
+const NEIGHBOURS: usize = 16;
 
 /// The room that each of them has then, at least.
 const ELBOW_ROOM: i64 = 1 << 12;
