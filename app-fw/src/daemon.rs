@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, bounded, select};
@@ -19,13 +19,13 @@ use crate::args::{Args, SigType};
 use crate::attribute::census::Census;
 use crate::bypass::Bypass;
 use crate::clock::Clock;
-use crate::control::{ControlError, GROUP, Server};
+use crate::control::{ControlError, GROUP, Hub, Server};
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
-use crate::office::{Office, Post, ProbeReport, compile};
+use crate::office::{Office, Post, Premises, ProbeReport, Registrar, keep_time};
 use crate::pipeline::{Pipeline, Surroundings};
 use crate::queue::{self, Queue, QueueError};
 use crate::rejection::Envoy;
@@ -172,6 +172,7 @@ fn bind_queues(args: &Args, signatures: Option<&Signatures>) -> Result<Vec<(Chai
 /// The running parts.
 struct Started {
     office: Arc<Office>,
+    namespaces: Arc<ArcSwap<Namespaces>>,
     chronicle: Option<Arc<Chronicle>>,
     investigators: Investigators,
     workers: Vec<JoinHandle<()>>,
@@ -196,9 +197,12 @@ fn start(
     let clock = Clock::new();
     let namespaces = Arc::new(ArcSwap::from_pointee(Namespaces::look().map_err(system("network namespaces"))?));
     let defaults = Defaults { output: args.pol_out, input: args.pol_in, forward: args.pol_fwd };
-    let rules = Arc::new(ArcSwap::from_pointee(compile(&store, defaults)?));
+    let digests = store.digests()?;
+    let (store, hub) = (Arc::new(Mutex::new(store)), Arc::new(Hub::default()));
+    let registrar = Arc::new(Registrar::new(store.clone(), namespaces.clone(), defaults, hub.clone())?);
+    let rules = registrar.in_force();
     let (fresh, to_keep) = bounded(FRESH_DIGESTS);
-    let digests = Arc::new(Digests::new(store.digests()?, fresh));
+    let digests = Arc::new(Digests::new(digests, fresh));
     let means = Means {
         clock: clock.clone(),
         digests: digests.clone(),
@@ -211,8 +215,8 @@ fn start(
         rules: rules.clone(),
     };
     let investigators = Investigators::start(&means, probe).map_err(system("starting the investigators"))?;
-    let journal =
-        Journal::open(&args.log).map_err(|error| DaemonError::Log { path: args.log.display().to_string(), error })?;
+    let journal = Journal::open(&args.log, hub.clone())
+        .map_err(|error| DaemonError::Log { path: args.log.display().to_string(), error })?;
     let bypass = Bypass::start(&means, journal.notices()).map_err(system("starting a thread"))?;
     let halt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
     let halt = Arc::new(halt.map_err(io::Error::from).map_err(system("eventfd"))?);
@@ -231,14 +235,9 @@ fn start(
         }
         posts.push(Post { chain, queue, counters });
     }
-    let store = Arc::new(Mutex::new(store));
     let (end_keeper, end) = bounded(1);
-    let keeper = keep_digests(store.clone(), to_keep, end).map_err(system("starting a thread"))?;
-    let office = Arc::new(Office {
-        store,
-        rules,
-        namespaces,
-        defaults,
+    let keeper = keep_digests(store, to_keep, end).map_err(system("starting a thread"))?;
+    let premises = Premises {
         posts,
         probe: report,
         digests,
@@ -246,10 +245,12 @@ fn start(
         clock: clock.name(),
         since: Instant::now(),
         events_omitted: Box::new(journal.omitted()),
-    });
+    };
+    let office = Arc::new(Office { registrar, premises, hub });
     let failures = tokio::sync::Mutex::new(failures);
     Ok(Started {
         office,
+        namespaces,
         chronicle,
         investigators,
         workers,
@@ -410,9 +411,12 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 failed = failures.recv() => failure = failed,
-                () = watch_names(&started.office) => {}
+                () = watch_names(&started.namespaces) => {}
                 () = watch_processes(events, started) => {}
                 () = keep_chronicle(started) => {}
+                () = keep_time(started.office.registrar.clone()) => {}
+                () = started.office.registrar.clone().keep_filed() => {}
+                () = keep_counters(&started.office.registrar) => {}
             }
         };
         server.serve(started.office.clone(), over).await?;
@@ -420,8 +424,21 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
     })
 }
 
+/// How often what rules have counted is stored.
+const COUNTERS: Duration = Duration::from_secs(60);
+
+async fn keep_counters(registrar: &Arc<Registrar>) {
+    loop {
+        tokio::time::sleep(COUNTERS).await;
+        let registrar = registrar.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || registrar.save_counters()).await {
+            tracing::error!("the counters of rules: {error}");
+        }
+    }
+}
+
 /// Takes note of namespaces that get or lose a name: `ip netns` mounts and unmounts.
-async fn watch_names(office: &Office) {
+async fn watch_names(namespaces: &ArcSwap<Namespaces>) {
     let mounts = std::fs::File::open("/proc/self/mountinfo")
         .and_then(|file| watch(file.into(), Interest::PRIORITY | Interest::ERROR));
     let mounts = match mounts {
@@ -432,8 +449,8 @@ async fn watch_names(office: &Office) {
         }
     };
     loop {
-        if let Some(again) = office.namespaces.load().look_again() {
-            office.namespaces.store(Arc::new(again));
+        if let Some(again) = namespaces.load().look_again() {
+            namespaces.store(Arc::new(again));
         }
         match mounts.ready(Interest::PRIORITY | Interest::ERROR).await {
             Ok(mut ready) => ready.clear_ready(),
@@ -518,8 +535,9 @@ impl Started {
         }
         let _ = end_keeper.send(());
         let _ = keeper.join();
+        office.registrar.save_counters();
         let office = Arc::into_inner(office);
-        for post in office.into_iter().flat_map(|office| office.posts) {
+        for post in office.into_iter().flat_map(|office| office.premises.posts) {
             if let Some(queue) = Arc::into_inner(post.queue) {
                 let number = queue.number();
                 queue.unbind().map_err(|source| QueueError::Kernel { number, step: "unbinding", source })?;

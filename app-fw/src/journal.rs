@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::control::Announcement;
 use shared::event::{Event, EventFlow, EventOwner, EventRule, SocketEvent};
 use shared::{Cause, Chain, Flow};
 
+use crate::control::Hub;
 use crate::image::{Beyond, Image, Process, TICK};
 use crate::pipeline::{Answer, Tell};
 
@@ -72,11 +74,11 @@ impl Omitted {
 }
 
 impl Journal {
-    /// Starts a writer to a file, which is appended to, or to standard output for `-`.
+    /// Starts a writer to a file, which is appended to, or to standard output for `-`. Subscribers are told too.
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Journal> {
+    pub fn open(path: &Path, hub: Arc<Hub>) -> io::Result<Journal> {
         let to: Box<dyn Write + Send> = if path == Path::new("-") {
             Box::new(io::stdout())
         } else {
@@ -87,7 +89,7 @@ impl Journal {
         let counter = omitted.clone();
         let (done, written) = bounded(1);
         std::thread::Builder::new().name("journal".into()).spawn(move || {
-            write(&queue, to, &counter);
+            write(&queue, to, &counter, &hub);
             let _ = done.send(());
         })?;
         Ok(Journal { entries, omitted, written })
@@ -186,11 +188,18 @@ impl Reporter {
     }
 }
 
-fn write(queue: &Receiver<Entry>, mut to: Box<dyn Write + Send>, omitted: &Omitted) {
+fn write(queue: &Receiver<Entry>, mut to: Box<dyn Write + Send>, omitted: &Omitted, hub: &Hub) {
     for entry in queue {
         let line = match &entry {
-            Entry::Packet(draft) => serde_json::to_vec(&event(draft, omitted.since.swap(0, Ordering::Relaxed))),
-            Entry::Socket(event) => serde_json::to_vec(event),
+            Entry::Packet(draft) => {
+                let event = event(draft, omitted.since.swap(0, Ordering::Relaxed));
+                hub.packet(|| Announcement::Packet(Box::new(event.clone())));
+                serde_json::to_vec(&event)
+            }
+            Entry::Socket(event) => {
+                hub.packet(|| Announcement::Socket(Box::new(event.clone())));
+                serde_json::to_vec(event)
+            }
         };
         let written = line.map_err(io::Error::from).and_then(|mut line| {
             line.push(b'\n');

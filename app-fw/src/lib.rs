@@ -9,10 +9,11 @@
 //! ```
 //!
 //! A [`worker`] serves a queue on a thread of its own. Whatever takes long is answered by [`investigate`] meanwhile. The
-//! control plane ([`daemon`], [`control`], [`office`], [`store`]) hands over immutable snapshots.
+//! control plane ([`daemon`], [`control`], [`office`], [`book`], [`store`]) hands over immutable snapshots.
 
 pub mod args;
 pub mod attribute;
+pub mod book;
 pub mod bypass;
 pub mod clock;
 pub mod control;

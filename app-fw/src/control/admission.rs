@@ -1,12 +1,13 @@
 //! How many may talk at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Limits;
 use super::connection::Peer;
 
 /// Counts connections.
+#[derive(Clone)]
 pub(super) struct Admission {
     limits: Limits,
     census: Arc<Mutex<Census>>,
@@ -17,11 +18,19 @@ struct Census {
     all: usize,
     unprivileged: usize,
     by_user: HashMap<u32, usize>,
+    /// Users who are sending long requests.
+    long: HashSet<u32>,
 }
 
 /// The right to be connected; given back when dropped.
 pub(super) struct Seat {
     peer: Peer,
+    census: Arc<Mutex<Census>>,
+}
+
+/// The right to send a long request; given back when dropped.
+pub(super) struct Patience {
+    uid: u32,
     census: Arc<Mutex<Census>>,
 }
 
@@ -57,6 +66,23 @@ impl Admission {
     }
 }
 
+impl Admission {
+    /// Lets `peer`, who is not root, send a long request, or says why not.
+    pub(super) fn hear(&self, peer: Peer) -> Result<Patience, &'static str> {
+        let mut census = lock(&self.census);
+        if census.long.len() >= self.limits.long || !census.long.insert(peer.uid) {
+            return Err("too many long requests of users other than root");
+        }
+        Ok(Patience { uid: peer.uid, census: self.census.clone() })
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        lock(&self.census).long.remove(&self.uid);
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut census = lock(&self.census);
@@ -76,6 +102,18 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_can_send_much_at_once() {
+        let admission = Admission::new(Limits { long: 2, ..super::super::LIMITS });
+        let hear = |uid| admission.hear(Peer { uid, pid: None });
+        let first = hear(1).unwrap();
+        assert!(hear(1).is_err());
+        let _second = hear(2).unwrap();
+        assert!(hear(3).is_err());
+        drop(first);
+        hear(1).unwrap();
+    }
 
     #[test]
     fn nobody_can_take_every_seat() {

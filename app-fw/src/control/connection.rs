@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use shared::control::{
-    self, Answer, Call, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, Request, VERSION,
+    self, Answer, Call, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, MAX_ROOT_REQUEST, Request,
+    VERSION,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Handler, Limits};
+use super::admission::{Admission, Patience};
+use super::{Caller, Handler, Limits, Subscription};
 
-/// The longest request of a user who may only ask, bytes: such requests are short, and what JSON takes in memory is many
-/// times its length.
-const MAX_UNPRIVILEGED_REQUEST: usize = 16 << 10;
+/// Longer requests of users who may only ask come few at a time: what JSON takes in memory is many times its length.
+const LONG_REQUEST: usize = 16 << 10;
 
 /// Who is at the other end, as the kernel saw it when it connected (SO_PEERCRED).
 #[derive(Clone, Copy, Debug)]
@@ -33,11 +34,24 @@ impl Peer {
 
     /// Root may do everything; others who can connect may look.
     fn may(self, request: &Request) -> bool {
-        self.is_root() || matches!(request, Request::List { .. } | Request::Status)
+        let looks = match request {
+            Request::Change { .. } | Request::Restore { .. } | Request::Undo { .. } => false,
+            Request::Learned { clear } => !clear,
+            Request::List { .. }
+            | Request::History { .. }
+            | Request::Subscribe { .. }
+            | Request::Explain { .. }
+            | Request::Status => true,
+        };
+        looks || self.is_root()
     }
 
     fn longest_request(self) -> usize {
-        if self.is_root() { MAX_REQUEST } else { MAX_UNPRIVILEGED_REQUEST }
+        if self.is_root() { MAX_ROOT_REQUEST } else { MAX_REQUEST }
+    }
+
+    fn caller(self) -> Caller {
+        Caller { uid: self.uid, pid: self.pid.and_then(|pid| u32::try_from(pid).ok()) }
     }
 }
 
@@ -52,6 +66,10 @@ enum Broken {
     SlowFrame,
     #[error("nothing was asked for too long")]
     Idle,
+    #[error("{0}")]
+    Busy(&'static str),
+    #[error("a subscriber sent something")]
+    Talkative,
     #[error("an answer was not taken in time")]
     SlowReader,
     #[error("the handler failed: {0}")]
@@ -63,9 +81,24 @@ enum Broken {
 /// An answer ready to be sent.
 struct Reply {
     frame: Vec<u8>,
-    /// Whether the client may go on: after a frame that made no sense nothing it says can be trusted to start where it
-    /// seems to.
-    go_on: bool,
+    then: Then,
+}
+
+/// What follows an answer.
+enum Then {
+    /// The next request.
+    Request,
+    /// Announcements.
+    Announcements(Subscription),
+    /// Nothing: after a frame that made no sense nothing the client says can be trusted to start where it seems to.
+    End,
+}
+
+/// A request that has arrived.
+struct Body {
+    bytes: Vec<u8>,
+    /// Held until it is answered.
+    _patience: Option<Patience>,
 }
 
 /// One connection.
@@ -73,6 +106,7 @@ pub(super) struct Connection {
     pub(super) stream: UnixStream,
     pub(super) peer: Peer,
     pub(super) handler: Arc<dyn Handler>,
+    pub(super) admission: Admission,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) limits: Limits,
 }
@@ -98,20 +132,46 @@ impl Connection {
                     self.send(&malformed(error.to_string()).frame()).await?;
                     return Err(error.into());
                 }
+                Err(Broken::Busy(why)) => {
+                    self.send(&busy(why)).await?;
+                    return Err(Broken::Busy(why));
+                }
                 Err(broken) => return Err(broken),
             };
             let (handler, peer) = (self.handler.clone(), self.peer);
-            let reply = tokio::task::spawn_blocking(move || reply(&*handler, peer, &body));
+            let reply = tokio::task::spawn_blocking(move || reply(&*handler, peer, body));
             let reply = reply.await.map_err(Broken::Handler)?;
             self.send(&reply.frame).await?;
-            if !reply.go_on {
-                return Ok(());
+            match reply.then {
+                Then::Request => {}
+                Then::Announcements(subscription) => return self.announce(&subscription).await,
+                Then::End => return Ok(()),
             }
         }
     }
 
+    /// Tells of what happens until the client hangs up or the server stops. A client that does not read misses something,
+    /// and is told how much when it reads again.
+    async fn announce(&mut self, subscription: &Subscription) -> Result<(), Broken> {
+        let (mut from, mut to) = self.stream.split();
+        let tell = async {
+            loop {
+                to.write_all(&subscription.next().await).await?;
+            }
+        };
+        let mut byte = [0];
+        tokio::select! {
+            told = tell => told,
+            read = from.read(&mut byte) => match read? {
+                0 => Ok(()),
+                _ => Err(Broken::Talkative),
+            },
+            _ = self.stopping.wait_for(|stopping| *stopping) => Ok(()),
+        }
+    }
+
     /// The next frame's body; `None` if the client is done or the server stops.
-    async fn read_frame(&mut self) -> Result<Option<Vec<u8>>, Broken> {
+    async fn read_frame(&mut self) -> Result<Option<Body>, Broken> {
         let mut header = [0; HEADER];
         let arrived = tokio::select! {
             read = timeout(self.limits.idle, self.stream.read(&mut header)) => read.map_err(|_| Broken::Idle)??,
@@ -121,14 +181,16 @@ impl Connection {
         if arrived == 0 {
             return Ok(None);
         }
-        let limit = self.peer.longest_request();
+        let (peer, limit) = (self.peer, self.peer.longest_request());
         let rest = async {
             self.stream.read_exact(&mut header[arrived..]).await.map_err(ended)?;
             let length = control::body_length(header, limit)?;
+            let is_long = length > LONG_REQUEST && !peer.is_root();
+            let patience = is_long.then(|| self.admission.hear(peer)).transpose().map_err(Broken::Busy)?;
             // Grows with what arrives, not with what was announced.
-            let mut body = Vec::new();
-            (&mut self.stream).take(length as u64).read_to_end(&mut body).await?;
-            if body.len() == length { Ok(Some(body)) } else { Err(Broken::Truncated) }
+            let mut bytes = Vec::new();
+            (&mut self.stream).take(length as u64).read_to_end(&mut bytes).await?;
+            if bytes.len() == length { Ok(Some(Body { bytes, _patience: patience })) } else { Err(Broken::Truncated) }
         };
         // Half a request has asked for nothing: the end need not wait for the rest.
         tokio::select! {
@@ -148,20 +210,27 @@ fn ended(error: io::Error) -> Broken {
 }
 
 /// Reads one request, has it answered, and writes the answer. Blocks.
-fn reply(handler: &dyn Handler, peer: Peer, body: &[u8]) -> Reply {
-    match read_call(body) {
+fn reply(handler: &dyn Handler, peer: Peer, body: Body) -> Reply {
+    let request = match read_call(&body.bytes) {
+        Ok(request) => request,
         Err(message) => {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "malformed control request: {message}");
-            Reply { frame: malformed(message).frame(), go_on: false }
+            return Reply { frame: malformed(message).frame(), then: Then::End };
         }
-        Ok(request) if !peer.may(&request) => {
-            tracing::warn!(uid = peer.uid, pid = peer.pid, "control request refused");
-            let message = "only root may change rules and policies; others may list them and ask for the status";
-            let refusal = failure(FailureKind::Forbidden, message.into());
-            Reply { frame: refusal.frame(), go_on: true }
-        }
-        Ok(request) => Reply { frame: handler.handle(request).frame(), go_on: true },
+    };
+    // A whole ruleset may be as long as what it was read from.
+    drop(body);
+    if !peer.may(&request) {
+        tracing::warn!(uid = peer.uid, pid = peer.pid, "control request refused");
+        let message = "only root may change rules, policies and sets; others may list them and ask for the status";
+        let refusal = failure(FailureKind::Forbidden, message.into());
+        return Reply { frame: refusal.frame(), then: Then::Request };
     }
+    if let Request::Subscribe { changes, packets } = request {
+        let subscription = handler.subscribe(changes, packets);
+        return Reply { frame: Answer::Subscribed.frame(), then: Then::Announcements(subscription) };
+    }
+    Reply { frame: handler.handle(peer.caller(), request).frame(), then: Then::Request }
 }
 
 fn read_call(body: &[u8]) -> Result<Request, String> {
@@ -182,17 +251,20 @@ fn read_call(body: &[u8]) -> Result<Request, String> {
 }
 
 fn failure(kind: FailureKind, message: String) -> Answer {
-    Answer::Error(Failure { kind, message })
+    Answer::Error(Failure { kind, message, index: None })
 }
 
 fn malformed(message: String) -> Answer {
     failure(FailureKind::Malformed, message)
 }
 
+fn busy(message: &str) -> Vec<u8> {
+    failure(FailureKind::Busy, format!("{message}: try again later")).frame()
+}
+
 /// Tells a client that it cannot be served. What does not fit into the empty buffer of a new socket is not said.
 pub(super) fn refuse(stream: &UnixStream, message: &str) {
-    let frame = failure(FailureKind::Busy, format!("{message}: try again later")).frame();
-    if let Err(error) = stream.try_write(&frame) {
+    if let Err(error) = stream.try_write(&busy(message)) {
         tracing::debug!(%error, "a refused client was not told");
     }
 }

@@ -5,6 +5,7 @@
 
 mod admission;
 mod connection;
+mod hub;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -25,14 +26,27 @@ use tokio::time::timeout;
 
 use admission::Admission;
 use connection::{Connection, Peer};
+pub use hub::{Hub, Subscription};
 use socket::Name;
 pub use socket::{ControlError, GROUP};
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Process id; for people only: the process may be gone and its number somebody else's.
+    pub pid: Option<u32>,
+}
+
 /// Does what clients ask for.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request. The caller's right to make it has been checked. Runs on a thread that may block; several
-    /// requests may run at once.
-    fn handle(&self, request: Request) -> Answer;
+    /// Answers one request, but not to subscribe. The caller's right to make it has been checked. Runs on a thread that may
+    /// block; several requests may run at once.
+    fn handle(&self, caller: Caller, request: Request) -> Answer;
+
+    /// Begins to tell of changes, of packets, or both.
+    fn subscribe(&self, changes: bool, packets: bool) -> Subscription;
 }
 
 /// What clients may take.
@@ -52,6 +66,8 @@ struct Limits {
     unprivileged: usize,
     /// Of these one user's, so that one cannot lock the others out.
     per_user: usize,
+    /// Long requests of users other than root at once, one for each user: what JSON takes in memory is many times its length.
+    long: usize,
 }
 
 const LIMITS: Limits = Limits {
@@ -62,6 +78,7 @@ const LIMITS: Limits = Limits {
     connections: 64,
     unprivileged: 48,
     per_user: 8,
+    long: 4,
 };
 
 /// How long to wait after the system refused a connection for want of descriptors or memory: nothing tells when there are
@@ -153,7 +170,14 @@ fn start(
     };
     match admission.admit(peer) {
         Ok(seat) => {
-            let connection = Connection { stream, peer, handler: handler.clone(), stopping: stopping.clone(), limits };
+            let connection = Connection {
+                stream,
+                peer,
+                handler: handler.clone(),
+                admission: admission.clone(),
+                stopping: stopping.clone(),
+                limits,
+            };
             connections.spawn(async move {
                 connection.run().await;
                 drop(seat);

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 use shared::control::{Failure, FailureKind};
-use shared::{Chain, Selector};
 
 /// Why the store could not do what it was asked. Whatever the error, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -83,33 +82,9 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
-    /// A rule was to be put beyond the end of its chain.
-    #[error("position {position} is beyond the end: {chain} of {namespace} has {length} rules")]
-    OutOfRange {
-        /// The chain.
-        chain: Chain,
-        /// The namespace.
-        namespace: Selector,
-        /// The position asked for.
-        position: usize,
-        /// How many rules there are.
-        length: usize,
-    },
-    /// There is no rule to delete.
-    #[error("there is no rule at position {position}: {chain} of {namespace} has {length} rules")]
-    NoSuchRule {
-        /// The chain.
-        chain: Chain,
-        /// The namespace.
-        namespace: Selector,
-        /// The position asked for.
-        position: usize,
-        /// How many rules there are.
-        length: usize,
-    },
-    /// A namespace that is only a file name means nothing tomorrow.
-    #[error("{0} must be resolved before it is stored")]
-    Unresolved(Selector),
+    /// What there was before a revision is not kept.
+    #[error("what there was before revision {0} is not kept: it cannot be taken back")]
+    Forgotten(u64),
     /// Somebody holds a lock on the database.
     #[error("the database is locked by another program (an open sqlite3 shell?)")]
     Busy,
@@ -136,11 +111,10 @@ impl StoreError {
     /// What a client is told.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            StoreError::OutOfRange { .. } | StoreError::NoSuchRule { .. } => FailureKind::NotFound,
-            StoreError::Unresolved(_) => FailureKind::Invalid,
+            StoreError::Forgotten(_) => FailureKind::NotFound,
             _ => FailureKind::Store,
         };
-        Failure { kind, message: self.to_string() }
+        Failure { kind, message: self.to_string(), index: None }
     }
 }
 

@@ -110,7 +110,9 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     // A prepared database must not make us run functions from its schema, nor read beyond its cells.
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
-    connection.set_prepared_statement_cache_capacity(32);
+    // What a large change left behind in the log goes with the next checkpoint.
+    connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+    connection.set_prepared_statement_cache_capacity(48);
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use rusqlite_migration::{M, Migrations};
 
-const STEPS: &[M<'_>] = &[M::up(include_str!("v1.sql"))];
+const STEPS: &[M<'_>] = &[M::up(include_str!("v1.sql")), M::up(include_str!("v2.sql"))];
 
 /// The layout this program knows.
 pub(super) const LATEST: i64 = STEPS.len() as i64;

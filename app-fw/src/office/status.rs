@@ -1,26 +1,16 @@
-//! What clients of the control socket can have done: changes of the rules, listings, the status.
-//!
-//! A change is committed first, then put in force, then acknowledged.
+//! How the daemon is.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use shared::control::{
-    Answer, Failure, FailureKind, ListedPolicy, ListedRule, Listing, MissingHook, ProbeStatus, QueueStatus, Request,
-    Status,
-};
-use shared::{Chain, Selector};
+use shared::Chain;
+use shared::control::{MissingHook, ProbeStatus, QueueStatus, Status};
 use syscall_probe::{Generations, Hook, Probe};
 
 use crate::bypass::Bypass;
-use crate::control::Handler;
 use crate::image::Digests;
-use crate::matcher::{ActiveRule, Defaults, Ruleset};
-use crate::namespaces::Namespaces;
+use crate::matcher::Ruleset;
 use crate::queue::Queue;
-use crate::store::{Store, StoreError, StoredRule};
 use crate::worker::Counters;
 
 /// A queue and what its workers count.
@@ -144,16 +134,8 @@ fn cost(probe: &Probe) -> Vec<String> {
     cost
 }
 
-/// Answers requests.
-pub struct Office {
-    /// The store; also used by the keeper of digests.
-    pub store: Arc<Mutex<Store>>,
-    /// The rules in force.
-    pub rules: Arc<ArcSwap<Ruleset>>,
-    /// The namespaces there are.
-    pub namespaces: Arc<ArcSwap<Namespaces>>,
-    /// What holds where nothing was stored.
-    pub defaults: Defaults,
+/// What the status is made from, apart from the rules.
+pub struct Premises {
     /// The queues.
     pub posts: Vec<Post>,
     /// The probe.
@@ -170,114 +152,9 @@ pub struct Office {
     pub events_omitted: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// Everything the store holds, compiled.
-///
-/// # Errors
-/// The store cannot be read.
-pub fn compile(store: &Store, defaults: Defaults) -> Result<Ruleset, StoreError> {
-    let rules = store.rules()?.into_iter().map(|stored| ActiveRule::new(stored.id, stored.rule));
-    let policies = store.policies()?.into_iter().map(|policy| (policy.namespace, policy.chain, policy.verdict));
-    Ok(Ruleset::new(store.revision(), rules, policies, defaults))
-}
-
-impl Handler for Office {
-    fn handle(&self, request: Request) -> Answer {
-        self.answer(request).unwrap_or_else(Answer::Error)
-    }
-}
-
-impl Office {
-    fn answer(&self, request: Request) -> Result<Answer, Failure> {
-        match request {
-            Request::Add { mut rule, position } => {
-                rule.namespace = self.resolve(rule.namespace)?;
-                let stored = self.change(|store| store.add(&rule, position))?;
-                Ok(Answer::Added(self.listed(stored, &mut HashMap::new())))
-            }
-            Request::Delete { chain, namespace, position } => {
-                let namespace = self.resolve(namespace)?;
-                self.change(|store| store.delete(chain, &namespace, position))?;
-                Ok(Answer::Deleted(1))
-            }
-            Request::Flush { chain, namespace } => {
-                let namespace = self.resolve(namespace)?;
-                Ok(Answer::Deleted(self.change(|store| store.flush(chain, &namespace))?))
-            }
-            Request::Policy { chain, namespace, verdict } => {
-                let namespace = self.resolve(namespace)?;
-                self.change(|store| store.set_policy(chain, &namespace, verdict))?;
-                Ok(Answer::PolicySet)
-            }
-            Request::List { chain, namespace } => {
-                let namespace = namespace.map(|namespace| self.resolve(namespace)).transpose()?;
-                self.list(chain, namespace.as_ref()).map(Answer::Listing)
-            }
-            Request::Status => Ok(Answer::Status(Box::new(self.status()))),
-        }
-    }
-
-    fn store(&self) -> MutexGuard<'_, Store> {
-        // The store keeps itself consistent by transactions; a thread that panicked left it as it was.
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn resolve(&self, selector: Selector) -> Result<Selector, Failure> {
-        let resolved = self.namespaces.load().resolve(selector);
-        resolved.map_err(|error| Failure { kind: FailureKind::Invalid, message: error.to_string() })
-    }
-
-    /// Commits a change and puts it in force.
-    fn change<T>(&self, change: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Result<T, Failure> {
-        let mut store = self.store();
-        let done = change(&mut store).map_err(|error| error.failure())?;
-        let rules = compile(&store, self.defaults).map_err(|error| error.failure())?;
-        self.rules.store(Arc::new(rules));
-        Ok(done)
-    }
-
-    fn listed(&self, stored: StoredRule, known: &mut HashMap<Selector, bool>) -> ListedRule {
-        let namespaces = self.namespaces.load();
-        let selector = &stored.rule.namespace;
-        let exists = *known.entry(selector.clone()).or_insert_with(|| namespaces.exists(selector));
-        ListedRule { id: stored.id, position: stored.position, dormant: !exists, rule: stored.rule }
-    }
-
-    fn list(&self, chain: Option<Chain>, namespace: Option<&Selector>) -> Result<Listing, Failure> {
-        let (rules, policies) = {
-            let store = self.store();
-            let failure = |error: StoreError| error.failure();
-            (store.rules().map_err(failure)?, store.policies().map_err(failure)?)
-        };
-        let wanted = |of: Chain, at: &Selector| chain.is_none_or(|c| c == of) && namespace.is_none_or(|n| n == at);
-        let mut known = HashMap::new();
-        let rules = rules
-            .into_iter()
-            .filter(|stored| wanted(stored.rule.chain, &stored.rule.namespace))
-            .map(|stored| self.listed(stored, &mut known))
-            .collect();
-        let mut listed: Vec<ListedPolicy> = policies
-            .into_iter()
-            .map(|policy| ListedPolicy {
-                chain: policy.chain,
-                namespace: policy.namespace,
-                verdict: policy.verdict,
-                stored: true,
-            })
-            .collect();
-        for chain in Chain::ALL {
-            if !listed.iter().any(|policy| policy.chain == chain && policy.namespace == Selector::Any) {
-                let verdict = self.defaults.of(chain);
-                listed.push(ListedPolicy { chain, namespace: Selector::Any, verdict, stored: false });
-            }
-        }
-        // What holds in any namespace holds in the one asked for.
-        listed.retain(|policy| wanted(policy.chain, &policy.namespace) || wanted_any(chain, policy));
-        listed.sort_by(|a, b| (a.chain, &a.namespace).cmp(&(b.chain, &b.namespace)));
-        Ok(Listing { rules, policies: listed })
-    }
-
-    fn status(&self) -> Status {
-        let rules = self.rules.load();
+impl Premises {
+    /// How the daemon is.
+    pub fn status(&self, rules: &Ruleset) -> Status {
         Status {
             daemon: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -285,6 +162,7 @@ impl Office {
             clock: self.clock.into(),
             rules_generation: rules.generation,
             rules: rules.len(),
+            audit: false,
             probe: self.probe.status(),
             queues: self.posts.iter().map(Post::status).collect(),
             events_omitted: (self.events_omitted)(),
@@ -292,10 +170,6 @@ impl Office {
             bypass_capable: self.bypass.look(),
         }
     }
-}
-
-fn wanted_any(chain: Option<Chain>, policy: &ListedPolicy) -> bool {
-    policy.namespace == Selector::Any && chain.is_none_or(|chain| chain == policy.chain)
 }
 
 impl Post {

@@ -1,0 +1,347 @@
+//! Changes of the rules. A change is checked and compiled first; then it is committed, put in force, announced and
+//! answered. Whatever can fail fails before the commit, and then nothing has changed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use jiff::{Timestamp, ToSpan};
+use shared::control::{Announcement, Changed, Edit, Failure, FailureKind, Listing, Revision};
+use shared::document::Document;
+use shared::{Chain, Rule, Selector};
+use tokio::sync::Notify;
+
+use crate::book::{Book, Changing, Outcome};
+use crate::control::{Caller, Hub};
+use crate::matcher::{Defaults, Ruleset};
+use crate::namespaces::Namespaces;
+use crate::store::{Author, MAX_REVISIONS, Store, StoreError};
+
+use super::compiler::Compiler;
+use super::listing::{Extract, Lister};
+use super::windows::Moment;
+use super::{invalid, resolve};
+
+/// What the daemon calls its own changes.
+const EXPIRED: &str = "expired";
+
+/// How long to wait when rules that have had their end could not be deleted. They are out of force meanwhile.
+const RETRY: i64 = 10;
+
+/// Rules that were in force lately and are not freed yet.
+const RETIRED: usize = 4;
+
+/// Keeps the rules: in memory, in the store, and in force.
+pub struct Registrar {
+    /// Locked before the store.
+    desk: Mutex<Desk>,
+    store: Arc<Mutex<Store>>,
+    rules: Arc<ArcSwap<Ruleset>>,
+    namespaces: Arc<ArcSwap<Namespaces>>,
+    defaults: Defaults,
+    hub: Arc<Hub>,
+    /// Something was changed: the clock may be of interest at another time.
+    pub(super) changed: Notify,
+    /// The rules should be filed anew.
+    worn: Notify,
+}
+
+struct Desk {
+    book: Book,
+    compiler: Compiler,
+    /// Kept for a while, so that it is not a worker who has to free them.
+    retired: VecDeque<Arc<Ruleset>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The store keeps itself consistent by transactions, a change of the book takes itself back.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn store_failure(error: StoreError) -> Failure {
+    error.failure()
+}
+
+impl Registrar {
+    /// Reads everything the store holds, and puts it in force.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn new(
+        store: Arc<Mutex<Store>>,
+        namespaces: Arc<ArcSwap<Namespaces>>,
+        defaults: Defaults,
+        hub: Arc<Hub>,
+    ) -> Result<Registrar, StoreError> {
+        let book = lock(&store).book()?;
+        let (compiler, ruleset) = Compiler::new(&book, defaults, &Moment::now());
+        Ok(Registrar {
+            desk: Mutex::new(Desk { book, compiler, retired: VecDeque::new() }),
+            store,
+            rules: Arc::new(ArcSwap::from_pointee(ruleset)),
+            namespaces,
+            defaults,
+            hub,
+            changed: Notify::new(),
+            worn: Notify::new(),
+        })
+    }
+
+    /// The rules in force, now and later.
+    pub fn in_force(&self) -> Arc<ArcSwap<Ruleset>> {
+        self.rules.clone()
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<Ruleset> {
+        self.rules.load_full()
+    }
+
+    /// Makes edits, all of them or none.
+    ///
+    /// # Errors
+    /// Which of them makes no sense and why; nothing was changed.
+    pub fn change(
+        &self,
+        caller: Caller,
+        mut edits: Vec<Edit>,
+        note: Option<String>,
+        expected: Option<u64>,
+    ) -> Result<Changed, Failure> {
+        let namespaces = self.namespaces.load_full();
+        let now = Timestamp::now();
+        for (index, edit) in edits.iter_mut().enumerate() {
+            let at = |failure: Failure| Failure { index: Some(index), ..failure };
+            resolve::edit(edit, &namespaces).map_err(at)?;
+            if let Edit::Add { rule, .. } | Edit::Replace { rule, .. } = edit {
+                check_end(rule, now).map_err(at)?;
+            }
+        }
+        let author = author(caller, note, now);
+        self.revise(author, expected, |changing| {
+            let edit = |(index, edit)| changing.edit(edit).map_err(|error| error.failure(Some(index)));
+            edits.into_iter().enumerate().map(edit).collect()
+        })
+    }
+
+    /// Replaces everything. Rules that have had their end are left out.
+    ///
+    /// # Errors
+    /// What makes no sense, and in which rule; nothing was changed.
+    pub fn restore(
+        &self,
+        caller: Caller,
+        mut document: Document,
+        note: Option<String>,
+        expected: Option<u64>,
+    ) -> Result<Changed, Failure> {
+        resolve::document(&mut document, &self.namespaces.load())?;
+        let now = Timestamp::now();
+        let author = author(caller, note, now);
+        self.revise(author, expected, |changing| {
+            changing.restore(document, now).map_err(|(index, error)| error.failure(index))?;
+            Ok(Vec::new())
+        })
+    }
+
+    /// Takes back the newest revision that the daemon did not make by itself, or everything after a revision.
+    ///
+    /// # Errors
+    /// There is no such revision, or what there was before is not kept.
+    pub fn undo(&self, caller: Caller, to: Option<u64>) -> Result<Changed, Failure> {
+        let now = Timestamp::now();
+        let mut author = author(caller, None, now);
+        let newest = self.history(None)?;
+        let to = match to {
+            Some(to) => to,
+            None => newest
+                .iter()
+                .find(|revision| !(revision.uid.is_none() && revision.note.as_deref() == Some(EXPIRED)))
+                .map(|revision| revision.number - 1)
+                .ok_or_else(|| not_found("there is nothing to undo".into()))?,
+        };
+        author.note = Some(format!("undo to revision {to}"));
+        // Whoever changes something meanwhile is not to be undone as well.
+        let latest = newest.first().map_or(0, |revision| revision.number);
+        if to > latest {
+            return Err(not_found(format!("there is no revision {to}: the newest is {latest}")));
+        }
+        self.revise(author, Some(latest), |changing| {
+            for number in (to + 1..=latest).rev() {
+                let past = lock(&self.store).past(number).map_err(store_failure)?;
+                changing.take_back(past, now).map_err(|why| {
+                    StoreError::Corrupt(format!("revision {number} cannot be taken back: {why}")).failure()
+                })?;
+            }
+            Ok(Vec::new())
+        })
+    }
+
+    /// Changes the book, the store, and what is in force.
+    fn revise(
+        &self,
+        author: Author,
+        expected: Option<u64>,
+        edit: impl FnOnce(&mut Changing<'_>) -> Result<Vec<Outcome>, Failure>,
+    ) -> Result<Changed, Failure> {
+        let mut desk = lock(&self.desk);
+        let desk = &mut *desk;
+        let current = desk.book.revision();
+        if let Some(expected) = expected.filter(|expected| *expected != current) {
+            let message = format!("the ruleset was changed: revision {current} is the newest, not {expected}");
+            return Err(Failure { kind: FailureKind::Conflict, message, index: None });
+        }
+        let mut changing = desk.book.change();
+        let outcomes = edit(&mut changing)?;
+        let mut lister = Lister::new(self.namespaces.load_full());
+        let mut done = |outcomes: Vec<Outcome>| outcomes.into_iter().map(|outcome| lister.done(outcome)).collect();
+        if changing.delta().is_empty() {
+            drop(changing);
+            return Ok(Changed { revision: current, done: done(outcomes), rules: desk.book.len() });
+        }
+        let before = self.rules.load();
+        let moment = Moment::now();
+        let compiled = desk.compiler.compiled(&before, changing.book(), changing.delta(), &moment);
+        let revision = lock(&self.store)
+            .commit(changing.book(), changing.last_id(), changing.delta(), &author)
+            .map_err(store_failure)?;
+        let delta = changing.keep(revision.number);
+        let ruleset = desk.compiler.adopt(compiled, &delta);
+        self.enforce(desk, ruleset);
+        self.changed.notify_one();
+        let (number, rules) = (revision.number, desk.book.len());
+        self.hub.changed(|| Announcement::Changed(revision));
+        Ok(Changed { revision: number, done: done(outcomes), rules })
+    }
+
+    fn enforce(&self, desk: &mut Desk, ruleset: Ruleset) {
+        if ruleset.is_worn() {
+            self.worn.notify_one();
+        }
+        desk.retired.push_back(self.rules.swap(Arc::new(ruleset)));
+        if desk.retired.len() > RETIRED {
+            desk.retired.pop_front();
+        }
+    }
+
+    /// Does what is due: deletes rules that have had their end, and puts those in force, or out of it, whose time of the week
+    /// begins or ends. When to come again.
+    pub(super) fn mind_the_clock(&self) -> Option<Timestamp> {
+        let moment = Moment::now();
+        let ended = lock(&self.desk).compiler.ended(moment.time());
+        let mut retry = None;
+        if !ended.is_empty() {
+            let author = Author { time: moment.time(), note: Some(EXPIRED.into()), ..Author::default() };
+            let delete = |changing: &mut Changing<'_>| {
+                // Somebody may have given it more time meanwhile.
+                let is_due = |id: &u64| {
+                    let rule = changing.book().rule(*id);
+                    rule.is_some_and(|entry| !moment.is_before_end(&entry.rule))
+                };
+                let due: Vec<u64> = ended.into_iter().filter(is_due).collect();
+                changing.delete(due);
+                Ok(Vec::new())
+            };
+            if let Err(failure) = self.revise(author, None, delete) {
+                tracing::error!("rules that have expired are not in force, but still stored: {}", failure.message);
+                retry = moment.time().checked_add(RETRY.seconds()).ok();
+            }
+        }
+        let mut desk = lock(&self.desk);
+        let desk = &mut *desk;
+        if let Some(compiled) = desk.compiler.at(&self.rules.load(), &desk.book, &moment) {
+            let ruleset = desk.compiler.adopt(compiled, &crate::book::Delta::default());
+            self.enforce(desk, ruleset);
+        }
+        desk.compiler.next(&desk.book, &moment).into_iter().chain(retry).min()
+    }
+
+    /// Files the rules anew whenever so many changes were put beside the rest that it is worth it.
+    pub async fn keep_filed(self: Arc<Registrar>) {
+        loop {
+            self.worn.notified().await;
+            let registrar = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || registrar.refile()).await {
+                tracing::error!("the rules could not be filed anew: {error}");
+            }
+        }
+    }
+
+    fn refile(&self) {
+        let before = {
+            let mut desk = lock(&self.desk);
+            if !self.rules.load().is_worn() || !desk.compiler.begin_refiling() {
+                return;
+            }
+            self.rules.load_full()
+        };
+        let fresh = before.compact();
+        let mut desk = lock(&self.desk);
+        let desk = &mut *desk;
+        let generation = self.rules.load().generation;
+        if let Some(ruleset) = desk.compiler.refiled(fresh, generation, &desk.book) {
+            self.enforce(desk, ruleset);
+        }
+    }
+
+    /// Stores what rules have counted.
+    pub fn save_counters(&self) {
+        let mut desk = lock(&self.desk);
+        desk.retired.clear();
+        let fresh: Vec<_> = desk
+            .book
+            .rules()
+            .filter_map(|entry| entry.hits.fresh().map(|(packets, bytes)| (entry, packets, bytes)))
+            .collect();
+        let counters: Vec<_> = fresh.iter().map(|(entry, packets, bytes)| (entry.id, *packets, *bytes)).collect();
+        match lock(&self.store).save_counters(&counters) {
+            Ok(()) => fresh.iter().for_each(|(entry, packets, _)| entry.hits.set_stored(*packets)),
+            // They are still counted, and stored another time.
+            Err(error) => tracing::warn!("the counters of rules could not be stored: {error}"),
+        }
+    }
+
+    /// Rules, policies and sets.
+    ///
+    /// # Errors
+    /// The namespace asked for is a file, and none of a namespace.
+    pub fn list(&self, chain: Option<Chain>, mut namespace: Option<Selector>) -> Result<Listing, Failure> {
+        let namespaces = self.namespaces.load_full();
+        if let Some(namespace) = &mut namespace {
+            resolve::selector(namespace, &namespaces)?;
+        }
+        let extract = Extract::new(&lock(&self.desk).book, chain, namespace.as_ref(), self.defaults);
+        Ok(extract.listing(Lister::new(namespaces)))
+    }
+
+    /// What was changed when and by whom, newest first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn history(&self, count: Option<usize>) -> Result<Vec<Revision>, Failure> {
+        let count = count.unwrap_or(MAX_REVISIONS as usize);
+        lock(&self.store).history(count).map_err(store_failure)
+    }
+}
+
+/// The longest note, bytes.
+const LONGEST_NOTE: usize = 1024;
+
+fn author(caller: Caller, note: Option<String>, time: Timestamp) -> Author {
+    let note = note.map(|mut note| {
+        note.truncate(note.floor_char_boundary(LONGEST_NOTE));
+        note
+    });
+    Author { time, uid: Some(caller.uid), pid: caller.pid, note }
+}
+
+fn check_end(rule: &Rule, now: Timestamp) -> Result<(), Failure> {
+    match rule.until {
+        Some(until) if until <= now => Err(invalid(format!("--until {until} is over: it is {now:.0} now"))),
+        _ => Ok(()),
+    }
+}
+
+fn not_found(message: String) -> Failure {
+    Failure { kind: FailureKind::NotFound, message, index: None }
+}
