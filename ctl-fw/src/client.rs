@@ -9,10 +9,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use shared::control::{self, Answer, Call, FrameError, HEADER, MAX_ANSWER, Request, VERSION};
+use serde::Serialize;
+use shared::control::{
+    self, Announcement, Answer, FrameError, HEADER, MAX_ANSWER, MAX_ROOT_REQUEST, Request, VERSION,
+};
 
 /// How long the daemon may take from the question to the last byte of the answer. It writes to a disk before it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same for requests that may be as long as a whole ruleset.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +59,29 @@ pub enum ClientError {
     },
 }
 
+/// A [`control::Call`] that is written without a copy of the request, which may be a whole ruleset.
+#[derive(Serialize)]
+struct Call<'a> {
+    version: u32,
+    #[serde(flatten)]
+    request: &'a Request,
+}
+
+/// How long the answer to `request` may take if nobody says otherwise.
+fn patience_for(request: &Request) -> Duration {
+    match request {
+        Request::Restore { .. } | Request::Change { .. } | Request::Undo { .. } => LONG_PATIENCE,
+        _ => PATIENCE,
+    }
+}
+
 /// A connection to the daemon.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
     path: PathBuf,
-    patience: Duration,
+    /// How long a call may take; `None`: what its request deserves.
+    patience: Option<Duration>,
 }
 
 impl Client {
@@ -68,7 +90,7 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or not for us.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        Client::connect_within(path, PATIENCE)
+        Client::open(path, None)
     }
 
     /// Connects; each call may then take as long as `patience`.
@@ -76,11 +98,16 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or not for us.
     pub fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
-        let stream = open(path, patience).map_err(|errno| match errno {
+        Client::open(path, Some(patience))
+    }
+
+    fn open(path: &Path, patience: Option<Duration>) -> Result<Client, ClientError> {
+        let limit = patience.unwrap_or(PATIENCE);
+        let stream = open(path, limit).map_err(|errno| match errno {
             Errno::ENOENT | Errno::ENOTDIR => ClientError::NoSocket(path.into()),
             Errno::ECONNREFUSED => ClientError::NotRunning(path.into()),
             Errno::EACCES | Errno::EPERM => ClientError::Permission(path.into()),
-            Errno::EAGAIN => ClientError::Timeout(path.into(), patience),
+            Errno::EAGAIN => ClientError::Timeout(path.into(), limit),
             errno => ClientError::Io { path: path.into(), source: errno.into() },
         })?;
         Ok(Client { stream, path: path.into(), patience })
@@ -91,34 +118,54 @@ impl Client {
     /// # Errors
     /// The daemon is too slow, hangs up, or answers nonsense. Whether it did what was asked is then unknown.
     pub fn call(&mut self, request: &Request) -> Result<Answer, ClientError> {
-        let frame = control::encode(&Call { version: VERSION, request: request.clone() })?;
-        let mut stream = Timed { stream: &self.stream, deadline: Instant::now() + self.patience };
+        let patience = self.patience.unwrap_or_else(|| patience_for(request));
+        let frame = control::encode(&Call { version: VERSION, request })?;
+        let length = frame.len() - HEADER;
+        if length > MAX_ROOT_REQUEST {
+            return Err(FrameError::TooLong { length, limit: MAX_ROOT_REQUEST }.into());
+        }
+        let mut stream = Timed { stream: &self.stream, deadline: Instant::now() + patience };
         match stream.write_all(&frame) {
             Ok(()) => {}
             // A daemon that refuses to listen says why before it hangs up.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error) => return Err(self.error(error)),
+            Err(error) => return Err(self.error(error, patience)),
         }
-        let mut header = [0; HEADER];
-        stream.read_exact(&mut header).map_err(|error| self.error(error))?;
-        let length = control::body_length(header, MAX_ANSWER)?;
-        let mut body = Vec::new();
-        stream.take(length as u64).read_to_end(&mut body).map_err(|error| self.error(error))?;
-        if body.len() < length {
-            return Err(ClientError::Closed);
-        }
+        let body = read_frame(&mut stream)?.map_err(|error| self.error(error, patience))?;
         Ok(control::decode(&body)?)
     }
 
-    fn error(&self, error: io::Error) -> ClientError {
+    /// The next announcement after an answer [`Answer::Subscribed`]; waits for it as long as it takes.
+    ///
+    /// # Errors
+    /// The daemon hangs up, or announces nonsense.
+    pub fn announcement(&mut self) -> Result<Announcement, ClientError> {
+        self.stream.set_read_timeout(None).map_err(|error| self.error(error, PATIENCE))?;
+        let body = read_frame(&mut &self.stream)?.map_err(|error| self.error(error, PATIENCE))?;
+        Ok(control::decode(&body)?)
+    }
+
+    fn error(&self, error: io::Error, patience: Duration) -> ClientError {
         match error.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-                ClientError::Timeout(self.path.clone(), self.patience)
-            }
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ClientError::Timeout(self.path.clone(), patience),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => ClientError::Closed,
             _ => ClientError::Io { path: self.path.clone(), source: error },
         }
     }
+}
+
+/// Reads the body of a frame.
+fn read_frame(stream: &mut impl Read) -> Result<io::Result<Vec<u8>>, FrameError> {
+    let mut header = [0; HEADER];
+    if let Err(error) = stream.read_exact(&mut header) {
+        return Ok(Err(error));
+    }
+    let length = control::body_length(header, MAX_ANSWER)?;
+    let mut body = Vec::new();
+    Ok(match stream.take(length as u64).read_to_end(&mut body) {
+        Ok(_) if body.len() < length => Err(io::ErrorKind::UnexpectedEof.into()),
+        read => read.map(|_| body),
+    })
 }
 
 /// Not `UnixStream::connect`: that waits for ever if a stopped daemon's queue of connections is full.
@@ -171,7 +218,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread::{JoinHandle, spawn};
 
-    use shared::control::{Failure, FailureKind};
+    use shared::control::{Call, Failure, FailureKind};
 
     /// A server for one client, which does what `talk` does and hangs up.
     fn server(talk: impl FnOnce(&mut UnixStream) + Send + 'static) -> (tempfile::TempDir, PathBuf, JoinHandle<()>) {
@@ -205,11 +252,11 @@ mod tests {
     fn an_answer_comes_back() {
         let (_dir, path, thread) = server(|stream| {
             assert_eq!(read_request(stream), Call { version: VERSION, request: Request::Status });
-            for byte in control::encode(&Answer::Deleted(3)).unwrap() {
+            for byte in control::encode(&Answer::Subscribed).unwrap() {
                 stream.write_all(&[byte]).unwrap();
             }
         });
-        assert_eq!(Client::connect(&path).unwrap().call(&Request::Status).unwrap(), Answer::Deleted(3));
+        assert_eq!(Client::connect(&path).unwrap().call(&Request::Status).unwrap(), Answer::Subscribed);
         thread.join().unwrap();
     }
 
@@ -228,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_heard_though_the_request_was_not_read() {
-        let refusal = Answer::Error(Failure { kind: FailureKind::Busy, message: "busy".into() });
+        let refusal = Answer::Error(Failure { kind: FailureKind::Busy, message: "busy".into(), index: None });
         let sent = refusal.clone();
         let (_dir, path, thread) = server(move |stream| stream.write_all(&control::encode(&sent).unwrap()).unwrap());
         let mut client = Client::connect(&path).unwrap();

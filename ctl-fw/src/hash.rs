@@ -10,6 +10,8 @@ use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 use shared::Digest;
 
+use crate::progress::Progress;
+
 /// Bytes read at once.
 const CHUNK: usize = 1 << 17;
 
@@ -53,10 +55,10 @@ pub enum HashError {
 }
 
 /// Hashes files. What cannot be read is returned beside the rest.
-pub fn hash_files(paths: &[PathBuf]) -> (DigestListing, Vec<HashError>) {
+pub(crate) fn hash_files(paths: &[PathBuf], progress: &mut Progress<'_>) -> (DigestListing, Vec<HashError>) {
     let (mut files, mut real, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for path in paths {
-        match hash_file(path) {
+        match hash_file(path, progress) {
             Ok((real_path, digest)) => {
                 files.push(HashedFile { path: path.clone(), digest });
                 real.push((real_path, digest));
@@ -68,7 +70,7 @@ pub fn hash_files(paths: &[PathBuf]) -> (DigestListing, Vec<HashError>) {
     (DigestListing { files, aggregate }, failures)
 }
 
-fn aggregate(mut files: Vec<(PathBuf, Digest)>) -> Digest {
+pub(crate) fn aggregate(mut files: Vec<(PathBuf, Digest)>) -> Digest {
     // Not the order of `Path`, which compares component by component.
     files.sort_by(|(a, _), (b, _)| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
     files.dedup_by(|(a, _), (b, _)| a == b);
@@ -76,37 +78,52 @@ fn aggregate(mut files: Vec<(PathBuf, Digest)>) -> Digest {
 }
 
 /// The real path and the digest of the file that `path` leads to.
-fn hash_file(path: &Path) -> Result<(PathBuf, Digest), HashError> {
+pub(crate) fn hash_file(path: &Path, progress: &mut Progress<'_>) -> Result<(PathBuf, Digest), HashError> {
     let io_error = |source| HashError::Io { path: path.into(), source };
     let real = fs::canonicalize(path).map_err(io_error)?;
     // A pipe without a writer would keep us waiting.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let mut file = OpenOptions::new().read(true).custom_flags(flags).open(&real).map_err(io_error)?;
-    let before = file.metadata().map_err(io_error)?;
-    if !before.is_file() {
+    if !file.metadata().map_err(io_error)?.is_file() {
         return Err(HashError::NotAFile(path.into()));
     }
-    let digest = hash_content(&mut file).map_err(io_error)?;
+    let digest = hash_open(&mut file, &real, progress)?;
+    Ok((real, digest))
+}
+
+/// The digest of an open file that is called `path`.
+pub(crate) fn hash_open(file: &mut File, path: &Path, progress: &mut Progress<'_>) -> Result<Digest, HashError> {
+    let io_error = |source| HashError::Io { path: path.into(), source };
+    let before = file.metadata().map_err(io_error)?;
+    let mut done = 0u64;
+    let digest = hash_content(file, |length| {
+        done += length as u64;
+        progress.tick(|| format!("hashing {}: {} of {} MiB", path.display(), done >> 20, before.size() >> 20));
+    })
+    .map_err(io_error)?;
     let after = file.metadata().map_err(io_error)?;
     if version(&before) != version(&after) {
         return Err(HashError::Changed(path.into()));
     }
-    Ok((real, digest))
+    Ok(digest)
 }
 
 /// What moves when the content changes.
-fn version(file: &Metadata) -> (u64, i64, i64, i64, i64) {
+pub(crate) fn version(file: &Metadata) -> (u64, i64, i64, i64, i64) {
     (file.size(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec())
 }
 
 /// By read(2), never mmap: a file that is cut short while it is mapped kills its reader.
-fn hash_content(file: &mut File) -> io::Result<Digest> {
+fn hash_content(file: &mut File, mut read: impl FnMut(usize)) -> io::Result<Digest> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     loop {
         match file.read(&mut chunk) {
             Ok(0) => return Ok(Digest(hash.finalize().into())),
-            Ok(length) => hash.update(&chunk[..length]),
+            Ok(length) => {
+                hash.update(&chunk[..length]);
+                read(length);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -143,7 +160,7 @@ mod tests {
         std::os::unix::fs::symlink("z", path("0-link-to-z")).unwrap();
 
         let asked = ["0-link-to-z", "a/x", "a-b", "a/../a/x"].map(path);
-        let (listing, failures) = hash_files(&asked);
+        let (listing, failures) = hash_files(&asked, &mut Progress::none());
         assert!(failures.is_empty());
         let [x, ab, z] = contents.map(|content| sha256sum(&content));
         let found: Vec<_> = listing.files.iter().map(|file| (file.path.clone(), file.digest.to_string())).collect();
@@ -160,7 +177,7 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let good = dir.path().join("good");
         fs::write(&good, "x").unwrap();
-        let (listing, failures) = hash_files(&[fifo, dir.path().into(), dir.path().join("absent"), good]);
+        let (listing, failures) = hash_files(&[fifo, dir.path().into(), dir.path().join("absent"), good], &mut Progress::none());
         assert_eq!(listing.files.len(), 1);
         assert!(listing.aggregate.is_none());
         assert!(matches!(&failures[..], [HashError::NotAFile(_), HashError::NotAFile(_), HashError::Io { .. }]));

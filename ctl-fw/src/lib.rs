@@ -1,27 +1,34 @@
 //! The command line of app-fw, as a library: what it prints and how it ends, without a process around it.
 //!
-//! [`run`] reads arguments ([`args`]), asks the daemon ([`client`]) or hashes files ([`hash`]), and shows the answer
-//! (`render`). Data goes to the standard output, everything said about it to the standard error.
+//! [`run`] reads arguments ([`args`]) into plain data, and the modules of `commands` do what is asked: they look up what a
+//! rule is made of (`lookup`), ask the daemon ([`client`]), and show the answer. Data goes to the standard output,
+//! everything said about it to the standard error.
 
 pub mod args;
 pub mod client;
+pub mod commands;
 pub mod hash;
+mod lookup;
+pub mod manual;
+pub mod moment;
 pub mod namespace;
 mod negation;
-mod render;
+mod program;
+mod progress;
+pub mod rule_options;
+mod ruleset;
+mod session;
+mod style;
+mod suggest;
+mod trouble;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use shared::Rule;
-use shared::control::{Answer, FailureKind, Request};
-
-use args::{Invocation, Question, Task};
-use client::{Client, ClientError};
-use namespace::NamespaceError;
-use render::Style;
+use session::Session;
+use style::Style;
+use trouble::Trouble;
 
 /// Where output goes.
 pub struct Console<'a> {
@@ -31,14 +38,23 @@ pub struct Console<'a> {
     pub err: &'a mut dyn Write,
     /// A person looks at the data: digests are shortened, help is coloured.
     pub out_is_terminal: bool,
-    /// A person looks at the talk: errors are coloured.
+    /// A person looks at the talk: errors are coloured, long work shows that it goes on.
     pub err_is_terminal: bool,
+    /// Colours are welcome where a person looks (`NO_COLOR` is not set).
+    pub colour: bool,
+    /// Columns of the terminal to which the data goes.
+    pub width: Option<usize>,
 }
 
 impl<'a> Console<'a> {
     /// A console of files or pipes.
     pub fn plain(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Console<'a> {
-        Console { out, err, out_is_terminal: false, err_is_terminal: false }
+        Console { out, err, out_is_terminal: false, err_is_terminal: false, colour: false, width: None }
+    }
+
+    fn style(&self, json: bool) -> Style {
+        let for_people = self.out_is_terminal;
+        Style { json, for_people, colour: for_people && self.colour, width: self.width.filter(|_| for_people) }
     }
 }
 
@@ -63,49 +79,27 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a task could not be done.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    #[error("app-fw refuses: {0}")]
-    Refused(String),
-    #[error("app-fw answered something that was not asked: do ctl-fw and app-fw have the same version?")]
-    OtherAnswer,
-    #[error("cannot write the output: {0}")]
-    Output(#[from] io::Error),
-    #[error("cannot write the output: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
-impl Trouble {
-    /// The reader has seen enough: `ctl-fw -L | head`.
-    fn is_broken_pipe(&self) -> bool {
-        match self {
-            Trouble::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
-            Trouble::Json(error) => error.io_error_kind() == Some(io::ErrorKind::BrokenPipe),
-            _ => false,
-        }
-    }
-}
-
 /// Does what `arguments` say, the first of which is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> Exit {
-    let invocation = match args::read(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let invocation = match args::read(arguments.iter().cloned()) {
         Ok(invocation) => invocation,
         Err(error) => return show_usage(&error, console),
     };
-    let done = perform(&invocation, console).and_then(|exit| {
-        console.out.flush()?;
+    let mut session = Session::new(console, &invocation, &arguments);
+    let done = commands::perform(&invocation.task, &mut session).and_then(|exit| {
+        session.out().flush()?;
         Ok(exit)
     });
     match done {
         Ok(exit) => exit,
         Err(trouble) if trouble.is_broken_pipe() => Exit::Done,
+        Err(Trouble::Missing(message)) => {
+            session.say(&message);
+            Exit::Negative
+        }
         Err(trouble) => {
-            say(console, &format!("error: {trouble}"));
+            session.say(&format!("error: {trouble}"));
             Exit::Error
         }
     }
@@ -120,93 +114,10 @@ fn show_usage(error: &clap::Error, console: &mut Console<'_>) -> Exit {
     } else {
         (console.out, console.out_is_terminal, Exit::Done)
     };
-    let written = if is_terminal { write!(stream, "{}{end}", text.ansi()) } else { write!(stream, "{text}{end}") };
+    let coloured = is_terminal && console.colour;
+    let written = if coloured { write!(stream, "{}{end}", text.ansi()) } else { write!(stream, "{text}{end}") };
     match written.and_then(|()| stream.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Error,
         _ => exit,
     }
-}
-
-/// There is nobody left to tell if the standard error cannot be written.
-fn say(console: &mut Console<'_>, text: &str) {
-    let _ = writeln!(console.err, "{text}");
-}
-
-fn perform(invocation: &Invocation, console: &mut Console<'_>) -> Result<Exit, Trouble> {
-    let style = Style { json: invocation.json, for_people: console.out_is_terminal };
-    match &invocation.task {
-        Task::Hash(paths) => show_digests(paths, console, style),
-        Task::Ask(question) => {
-            let request = request(question)?;
-            let answer = Client::connect(&invocation.socket)?.call(&request)?;
-            show(&request, answer, console, style)
-        }
-    }
-}
-
-fn show_digests(paths: &[PathBuf], console: &mut Console<'_>, style: Style) -> Result<Exit, Trouble> {
-    let (listing, failures) = hash::hash_files(paths);
-    render::digests(console.out, &listing, style)?;
-    for failure in &failures {
-        say(console, &format!("error: {failure}"));
-    }
-    Ok(if failures.is_empty() { Exit::Done } else { Exit::Error })
-}
-
-fn show(request: &Request, answer: Answer, console: &mut Console<'_>, style: Style) -> Result<Exit, Trouble> {
-    match (request, answer) {
-        (_, Answer::Error(failure)) if failure.kind == FailureKind::NotFound => {
-            say(console, &failure.message);
-            return Ok(Exit::Negative);
-        }
-        (_, Answer::Error(failure)) => return Err(Trouble::Refused(failure.message)),
-        (Request::Add { .. }, Answer::Added(added)) => {
-            render::added(console.out, &added, style)?;
-            if added.dormant {
-                say(console, &format!("note: {} does not exist now; the rule is dormant", added.rule.namespace));
-            }
-        }
-        (Request::Delete { .. } | Request::Flush { .. }, Answer::Deleted(count)) => {
-            render::deleted(console.out, count, style)?;
-        }
-        (Request::Policy { chain, verdict, .. }, Answer::PolicySet) => {
-            render::policy_set(console.out, *chain, *verdict, style)?;
-        }
-        (Request::List { .. }, Answer::Listing(listing)) => render::listing(console.out, &listing, style)?,
-        (Request::Status, Answer::Status(status)) => render::status(console.out, &status, style)?,
-        _ => return Err(Trouble::OtherAnswer),
-    }
-    Ok(Exit::Done)
-}
-
-/// What the daemon is asked. Namespaces are made absolute here, where relative names and `self` still mean something.
-fn request(question: &Question) -> Result<Request, Trouble> {
-    let or_own = |namespace: &Option<_>| match namespace {
-        Some(selector) => namespace::absolute(selector),
-        None => namespace::own(),
-    };
-    Ok(match question {
-        Question::Add { chain, namespace, verdict, predicates, signature_layer, position } => {
-            let rule = Rule {
-                chain: *chain,
-                namespace: or_own(namespace)?,
-                verdict: *verdict,
-                predicates: predicates.clone(),
-                signature_layer: *signature_layer,
-            };
-            Request::Add { rule, position: *position }
-        }
-        Question::Delete { chain, namespace, position } => {
-            Request::Delete { chain: *chain, namespace: or_own(namespace)?, position: *position }
-        }
-        Question::List { chain, namespace } => {
-            let namespace = namespace.as_ref().map(namespace::absolute).transpose()?;
-            Request::List { chain: *chain, namespace }
-        }
-        Question::Flush { chain, namespace } => Request::Flush { chain: *chain, namespace: or_own(namespace)? },
-        Question::Policy { chain, namespace, verdict } => {
-            Request::Policy { chain: *chain, namespace: or_own(namespace)?, verdict: *verdict }
-        }
-        Question::Status => Request::Status,
-    })
 }

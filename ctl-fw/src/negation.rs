@@ -7,14 +7,20 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Match options of one letter.
-pub(crate) const SHORT: &[u8] = b"sdp";
+use crate::rule_options::{OPTIONS, RuleOption};
 
-/// Match options of a word.
-pub(crate) const LONG: &[&str] = &["source", "destination", "protocol", "sport", "dport", "sng-hash", "agg-hash"];
+/// The match option that `name`, without dashes, is.
+fn option_named(name: &[u8]) -> Option<&'static RuleOption> {
+    OPTIONS.iter().find(|option| option.can_be_negated() && option.long.as_bytes() == name)
+}
 
-/// Match options of a word that take no value.
-pub(crate) const FLAGS: &[&str] = &["anon-exec", "traced"];
+/// Whether `letter` is a match option, or the one other that can be negated: `! -n NAMESPACE`.
+fn is_option(letter: u8) -> bool {
+    letter == b'n' || OPTIONS.iter().any(|option| option.short.is_some_and(|short| short as u32 == u32::from(letter)))
+}
+
+/// `-n` with all its letters.
+const NAMESPACE: &[u8] = b"namespace";
 
 /// A negation of nothing that can be negated.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,10 +29,7 @@ pub(crate) enum NegationError {
     Nothing,
     #[error("negated twice")]
     Twice,
-    #[error(
-        "{0:?} cannot be negated: the negation stands before -s, -d, -p, --sport, --dport, --sng-hash, --agg-hash, \
-         --anon-exec or --traced"
-    )]
+    #[error("{0:?} cannot be negated: the negation stands before a match option such as -d or --exe, or before -n")]
     Cannot(OsString),
 }
 
@@ -76,19 +79,23 @@ fn negated(option: &OsString) -> Result<Negated, NegationError> {
     let bytes = option.as_bytes();
     match bytes {
         b"!" | [b'-', b'!', ..] => return Err(NegationError::Twice),
-        [b'-', b'-', name @ ..] if FLAGS.iter().any(|flag| flag.as_bytes() == name) => {
-            return Ok(Negated::Whole(OsString::from_vec([b"--not-", name].concat())));
-        }
         [b'-', b'-', name @ ..] => {
             let end = name.iter().position(|&byte| byte == b'=').unwrap_or(name.len());
-            if LONG.iter().any(|long| long.as_bytes() == &name[..end]) {
-                return Ok(match name[end..].strip_prefix(b"=") {
-                    Some(value) => Negated::Whole(with_mark(&bytes[..2 + end + 1], value)),
-                    None => Negated::ValueFollows,
-                });
+            let (name, value) = (&name[..end], name[end..].strip_prefix(b"="));
+            let flag = option_named(name).filter(|option| option.value.is_none());
+            match (flag, value) {
+                (Some(flag), None) => return Ok(Negated::Whole(format!("--{}", flag.opposite()).into())),
+                (Some(_), Some(_)) => {}
+                (None, value) if name == NAMESPACE || option_named(name).is_some() => {
+                    return Ok(match value {
+                        Some(value) => Negated::Whole(with_mark(&bytes[..2 + end + 1], value)),
+                        None => Negated::ValueFollows,
+                    });
+                }
+                (None, _) => {}
             }
         }
-        [b'-', letter, rest @ ..] if SHORT.contains(letter) => {
+        [b'-', letter, rest @ ..] if is_option(*letter) => {
             return Ok(match rest {
                 [] => Negated::ValueFollows,
                 rest => Negated::Whole(with_mark(&bytes[..2], rest.strip_prefix(b"=").unwrap_or(rest))),
@@ -125,6 +132,8 @@ mod tests {
             ("-! --sng-hash aa -! --agg-hash=bb", "--sng-hash !aa --agg-hash=!bb"),
             ("! --anon-exec -! --traced --dport 80", "--not-anon-exec --not-traced --dport 80"),
             ("--anon-exec --traced", "--anon-exec --traced"),
+            ("! --exe /bin/sh ! -n host -! --namespace=x", "--exe !/bin/sh -n !host --namespace=!x"),
+            ("! -i eth0 ! -olo", "-i !eth0 -o!lo"),
             ("! --dport", "--dport"),
             ("! --dport -c OUTPUT", "--dport -c OUTPUT"),
             ("-H a -- ! b", "-H a -- ! b"),
@@ -141,7 +150,7 @@ mod tests {
         assert_eq!(moved("-! ! -d 1.2.3.4"), Err(NegationError::Twice));
         assert_eq!(moved("-!!"), Err(NegationError::Twice));
         for word in
-            ["-v", "-n", "-c", "-A", "-Ad", "--json", "--sports", "--sport-x=1", "--traced=1", "1.2.3.4", "-", "--"]
+            ["-v", "-c", "-A", "-Ad", "--json", "--sports", "--sport-x=1", "--traced=1", "--from", "1.2.3.4", "-", "--"]
         {
             assert_eq!(moved(&format!("! {word} x")), Err(NegationError::Cannot(word.into())), "{word}");
         }

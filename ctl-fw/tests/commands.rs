@@ -1,163 +1,267 @@
 //! The command line against a daemon that answers as the test wants.
 
+mod common;
+
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::{JoinHandle, spawn};
 
+use common::{Daemon, ask, ask_all, changed, own_namespace, rule, run};
 use ctl_fw::{Console, Exit};
 use shared::control::{
-    self, Answer, Call, Failure, FailureKind, HEADER, ListedPolicy, ListedRule, Listing, MAX_REQUEST, Request, VERSION,
+    Announcement, Answer, Done, Edit, Failure, FailureKind, ListedPolicy, ListedRule, ListedSet, Listing, Request,
+    Revision,
 };
-use shared::{Chain, Digest, Rule, Selector, Verdict};
-use tempfile::TempDir;
+use shared::document::Document;
+use shared::set::{Elements, Set, SetKind};
+use shared::{Chain, Digest, Selector, Verdict};
 
-/// A daemon that answers one request, and what it was asked.
-struct Daemon {
-    socket: PathBuf,
-    thread: JoinHandle<Request>,
-    _dir: TempDir,
+fn listed(dormant: bool) -> ListedRule {
+    common::listed(4, dormant, "-c OUTPUT -n netns:blue -v DROP --dport 80")
 }
 
-impl Daemon {
-    fn answering(answer: Answer) -> Daemon {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("ctl.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let thread = spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let request = read_request(&mut stream);
-            // Fails if the client's output was closed and it has gone.
-            let _ = stream.write_all(&control::encode(&answer).unwrap());
-            request
-        });
-        Daemon { socket, thread, _dir: dir }
+fn ruled(dormant: bool) -> Answer {
+    changed(vec![Done::Rule(Box::new(listed(dormant)))])
+}
+
+/// The one edit of a change, and its note.
+fn edit(request: Request) -> (Edit, String) {
+    let Request::Change { mut edits, note, expected: None } = request else { panic!("{request:?}") };
+    assert_eq!(edits.len(), 1);
+    (edits.remove(0), note.unwrap())
+}
+
+fn listing() -> Listing {
+    let policy = |namespace, verdict, stored| ListedPolicy { chain: Chain::Output, namespace, verdict, stored };
+    let elements = Elements::parse(SetKind::Addresses, ["10.0.0.0/8"]).unwrap();
+    Listing {
+        revision: 7,
+        rules: vec![listed(true)],
+        policies: vec![policy(Selector::Any, Verdict::Accept, false), policy(Selector::Host, Verdict::Drop, true)],
+        sets: vec![ListedSet { set: Set { name: "lan".parse().unwrap(), elements }, used_by: 0 }],
     }
 }
 
-fn read_request(stream: &mut UnixStream) -> Request {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).unwrap();
-    let mut body = vec![0; control::body_length(header, MAX_REQUEST).unwrap()];
-    stream.read_exact(&mut body).unwrap();
-    let call: Call = control::decode(&body).unwrap();
-    assert_eq!(call.version, VERSION);
-    call.request
-}
-
-struct Outcome {
-    exit: Exit,
-    out: String,
-    err: String,
-}
-
-fn run(socket: &Path, line: &str) -> Outcome {
-    let mut words: Vec<OsString> = vec!["ctl-fw".into(), "--socket".into(), socket.into()];
-    words.extend(line.split_whitespace().map(OsString::from));
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let exit = ctl_fw::run(words, &mut Console::plain(&mut out, &mut err));
-    Outcome { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
-}
-
-fn ask(line: &str, answer: Answer) -> (Outcome, Request) {
-    let daemon = Daemon::answering(answer);
-    let outcome = run(&daemon.socket, line);
-    (outcome, daemon.thread.join().unwrap())
-}
-
-fn own_namespace() -> Selector {
-    Selector::File(fs::canonicalize("/proc/thread-self").unwrap().join("ns/net"))
-}
-
-fn rule(text: &str) -> Rule {
-    text.parse().unwrap()
-}
-
-fn listed(dormant: bool) -> ListedRule {
-    ListedRule { id: 4, position: 2, dormant, rule: rule("-c OUTPUT -n netns:blue -v DROP --dport 80") }
-}
-
 fn failure(kind: FailureKind) -> Answer {
-    Answer::Error(Failure { kind, message: "the reason".into() })
+    Answer::Error(Failure { kind, message: "the reason".into(), index: None })
 }
 
 #[test]
 fn the_known_command_reaches_the_daemon() {
     let hex = Digest::of(b"curl");
     let line = format!("-A -c OUTPUT -v DROP -n /proc/self/ns/net --sng-hash {hex}");
-    let (outcome, request) = ask(&line, Answer::Added(listed(false)));
+    let (outcome, request) = ask(&line, ruled(false));
+    let (edit, note) = edit(request);
     let namespace = format!("/proc/{}/ns/net", std::process::id());
     let expected = rule(&format!("-c OUTPUT -v DROP -n {namespace} --sng-hash {hex}"));
-    assert_eq!(request, Request::Add { rule: expected, position: None });
+    assert_eq!(edit, Edit::Add { rule: expected, position: None });
+    assert!(note.ends_with(&line), "{note}");
     assert_eq!(outcome.exit, Exit::Done);
     assert_eq!(outcome.out, "added rule 4 at position 2 of OUTPUT, netns:blue: DROP --dport 80\n");
     assert_eq!(outcome.err, "");
 }
 
 #[test]
-fn every_command_asks_for_what_it_says() {
+fn every_change_asks_for_what_it_says() {
     let own = own_namespace();
     let host = Selector::Host;
+    let lan: shared::set::SetName = "lan".parse().unwrap();
     let insert = rule(&format!("-c INPUT -n {own} -v ACCEPT ! -s 192.0.2.1/32 -l l3"));
-    for (line, request, answer) in [
+    let other = rule("-c OUTPUT -n any -v REJECT ! --netns host --uid 0,7 --comment x");
+    let set = Set { name: lan.clone(), elements: Elements::parse(SetKind::Ports, ["80", "443"]).unwrap() };
+    let deleted = |count| changed(vec![Done::Deleted(count)]);
+    let holds = |count| changed(vec![Done::SetHas(count)]);
+    let texts = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+    for (line, edited, answer) in [
+        ("-I 3 -c INPUT -v ACCEPT ! -s 192.0.2.1 -l l3", Edit::Add { rule: insert, position: Some(3) }, ruled(false)),
         (
-            "-I 3 -c INPUT -v ACCEPT ! -s 192.0.2.1 -l l3",
-            Request::Add { rule: insert, position: Some(3) },
-            Answer::Added(listed(false)),
+            "-A -c OUTPUT -v REJECT ! -n host --uid root,7 --comment x",
+            Edit::Add { rule: other.clone(), position: None },
+            ruled(false),
         ),
+        (
+            "rule replace 4 -c OUTPUT -v REJECT ! -n host --uid root,7 --comment x",
+            Edit::Replace { id: 4, rule: other },
+            ruled(false),
+        ),
+        ("rule move 4 0", Edit::Move { id: 4, position: 0 }, ruled(false)),
+        ("rule delete 4", Edit::Delete { id: 4 }, deleted(1)),
+        ("-D --id 4", Edit::Delete { id: 4 }, deleted(1)),
         (
             "-D 1 -c INPUT",
-            Request::Delete { chain: Chain::Input, namespace: own.clone(), position: 1 },
-            Answer::Deleted(1),
+            Edit::DeleteAt { chain: Chain::Input, namespace: own.clone(), position: 1 },
+            deleted(1),
         ),
-        ("-F", Request::Flush { chain: None, namespace: own.clone() }, Answer::Deleted(0)),
-        (
-            "-F -c FORWARD -n any",
-            Request::Flush { chain: Some(Chain::Forward), namespace: Selector::Any },
-            Answer::Deleted(9),
-        ),
+        ("-F", Edit::Flush { chain: None, namespace: own.clone() }, deleted(0)),
+        ("-F -c FORWARD -n any", Edit::Flush { chain: Some(Chain::Forward), namespace: Selector::Any }, deleted(9)),
         (
             "-P OUTPUT DROP -n host",
-            Request::Policy { chain: Chain::Output, namespace: host, verdict: Verdict::Drop },
-            Answer::PolicySet,
+            Edit::Policy { chain: Chain::Output, namespace: host, verdict: Verdict::Drop },
+            changed(vec![Done::PolicySet]),
         ),
-        (
-            "-L -c OUTPUT -n blue",
-            Request::List { chain: Some(Chain::Output), namespace: Some(Selector::Named("blue".into())) },
-            Answer::Listing(Listing { rules: vec![], policies: vec![] }),
-        ),
+        ("set create lan ports 80,443", Edit::CreateSet { set }, holds(2)),
+        ("set add lan 80,443 1:2", Edit::AddElements { name: lan.clone(), elements: texts(&["80", "443", "1:2"]) }, holds(3)),
+        ("set remove lan 80", Edit::DeleteElements { name: lan.clone(), elements: texts(&["80"]) }, holds(0)),
+        ("set flush lan", Edit::FlushSet { name: lan.clone() }, holds(0)),
+        ("set delete lan", Edit::DeleteSet { name: lan }, changed(vec![Done::SetDeleted])),
     ] {
         // The thread that asks is the one whose namespace is meant.
         let (outcome, asked) = ask(line, answer);
-        assert_eq!(asked, request, "{line}");
         assert_eq!((outcome.exit, outcome.err.as_str()), (Exit::Done, ""), "{line}");
+        assert_eq!(edit(asked).0, edited, "{line}");
+        assert_eq!(outcome.out.lines().count(), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_file_is_looked_up_when_the_rule_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fs::canonicalize(dir.path()).unwrap().join("tool");
+    fs::write(&path, "\x7fELF").unwrap();
+    std::os::unix::fs::symlink(&path, dir.path().join("link")).unwrap();
+    let line = format!("-A -c OUTPUT -v DROP -n any ! --exe {} --lib {}", dir.path().join("link").display(), path.display());
+    let (outcome, asked) = ask(&line, ruled(false));
+    let digest = Digest::of(b"\x7fELF");
+    let path = path.display();
+    let expected = format!(
+        "-c OUTPUT -n any -v DROP ! --sng-hash {digest} --from exe:{path} --sng-hash {digest} --from lib:{path}"
+    );
+    assert_eq!(edit(asked).0, Edit::Add { rule: rule(&expected), position: None });
+    assert_eq!(outcome.err, "");
+
+    for (line, wanted) in [
+        ("--exe /nonexistent/x", "/nonexistent/x"),
+        ("--pid 4000000000", "no process"),
+        ("--pid x", "process id"),
+        ("--exec /nonexistent/x", "/nonexistent/x"),
+        ("--uid no-such-user", "no-such-user"),
+        ("--until 2001-01-01", "before it begins"),
+        ("--from exe:/x", "stands after"),
+        ("--dport 80 --from exe:/x", "takes no --from"),
+        ("--limit 1/s --limit 2/s", "given twice"),
+    ] {
+        let outcome = run(Path::new("/nonexistent"), &format!("-A -c OUTPUT -v DROP {line}"));
+        assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Error, ""), "{line}");
+        assert!(outcome.err.contains(wanted), "{line}: {}", outcome.err);
     }
 }
 
 #[test]
 fn listings_come_as_json_too() {
-    let listing = Listing {
-        rules: vec![listed(true)],
-        policies: vec![ListedPolicy {
-            chain: Chain::Output,
-            namespace: Selector::Any,
-            verdict: Verdict::Accept,
-            stored: false,
-        }],
-    };
-    let (outcome, request) = ask("-L --json", Answer::Listing(listing.clone()));
+    let (outcome, request) = ask("-L --json", Answer::Listing(listing()));
     assert_eq!(request, Request::List { chain: None, namespace: None });
-    assert_eq!(serde_json::from_str::<Listing>(&outcome.out).unwrap(), listing);
-    let (outcome, _) = ask("-L", Answer::Listing(listing));
+    assert_eq!(serde_json::from_str::<Listing>(&outcome.out).unwrap(), listing());
+    let (outcome, request) = ask("-L -c OUTPUT -n blue", Answer::Listing(listing()));
+    let blue = Selector::Named("blue".into());
+    assert_eq!(request, Request::List { chain: Some(Chain::Output), namespace: Some(blue) });
     assert!(outcome.out.contains("netns:blue (dormant)"), "{}", outcome.out);
+    let (outcome, _) = ask("set list lan", Answer::Listing(listing()));
+    assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Done, "10.0.0.0/8\n"));
+    let (outcome, _) = ask("set list lam", Answer::Listing(listing()));
+    assert_eq!((outcome.exit, outcome.err.as_str()), (Exit::Negative, "there is no set lam; did you mean lan?\n"));
+}
+
+#[test]
+fn what_is_saved_can_be_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules");
+    for form in ["", "--json"] {
+        let (outcome, _) = ask(&format!("save {form} {}", file.display()), Answer::Listing(listing()));
+        assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Done, ""));
+        let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
+        assert_eq!((outcome.exit, outcome.out.as_str(), outcome.err.as_str()), (Exit::Done, "revision 9: 5 rules\n", ""));
+        let Request::Restore { document, expected: None, note: Some(note) } = asked else { panic!() };
+        let text = "set create lan addresses 10.0.0.0/8\n-P OUTPUT DROP -n host\n\
+                    -A -c OUTPUT -n netns:blue -v DROP --dport 80 --id 4\n";
+        assert_eq!(document, Document::parse(text).unwrap());
+        assert!(note.starts_with("ctl-fw ") && note.contains("restore"));
+    }
+    let (outcome, _) = ask("save", Answer::Listing(listing()));
+    assert!(outcome.out.starts_with("# Saved by ctl-fw") && outcome.out.contains("--dport 80 --id 4\n"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside the file");
+}
+
+#[test]
+fn every_error_of_a_file_is_told_and_nothing_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules");
+    let good = "-A -c OUTPUT -n any -v DROP --dport 1\n";
+    let mut text = good.repeat(10_000);
+    for (at, bad) in [(5_000, "-A -c OUTPUT -n any -v DROP --dport 99999\n"), (7_000, "nonsense\n")] {
+        text.insert_str(at * good.len() + if at == 7_000 { 42 } else { 0 }, bad);
+    }
+    fs::write(&file, text).unwrap();
+    let outcome = run(Path::new("/nonexistent"), &format!("check {}", file.display()));
+    let name = file.display().to_string();
+    let found: Vec<_> = outcome.out.lines().map(|line| line.strip_prefix(&name).unwrap().split(' ').next().unwrap()).collect();
+    assert_eq!((outcome.exit, found), (Exit::Negative, vec![":5001:37:", ":7002:1:"]), "{}", outcome.out);
+    let outcome = run(Path::new("/nonexistent"), &format!("check --json {name}"));
+    let value: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+    assert_eq!(value["files"][0]["errors"][1]["line"], 7002);
+    let outcome = run(Path::new("/nonexistent"), &format!("restore {name}"));
+    assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Error, ""));
+    assert!(outcome.err.contains(":5001:37: ") && outcome.err.contains("2 errors; nothing was changed"), "{}", outcome.err);
+    fs::write(&file, good).unwrap();
+    let outcome = run(Path::new("/nonexistent"), &format!("check {name}"));
+    assert_eq!((outcome.exit, outcome.out), (Exit::Done, format!("{name}: 1 rule, no errors\n")));
+    let refusal = Failure { kind: FailureKind::Invalid, message: "no such thing".into(), index: Some(0) };
+    let (outcome, _) = ask(&format!("restore {name}"), Answer::Error(refusal));
+    assert_eq!(outcome.err, format!("{name}:1:1: no such thing\nerror: app-fw refuses: no such thing\n"));
+}
+
+fn revision() -> Revision {
+    Revision {
+        number: 3,
+        time: "2026-11-21T12:00:00.5Z".parse().unwrap(),
+        uid: Some(0),
+        pid: Some(77),
+        note: Some("ctl-fw -A\n...".into()),
+        changes: vec!["+ -A -c OUTPUT -n any -v DROP".into()],
+        undoable: false,
+    }
+}
+
+#[test]
+fn history_and_back() {
+    let (outcome, asked) = ask("history", Answer::History(vec![revision()]));
+    assert_eq!(asked, Request::History { count: Some(20) });
+    assert_eq!(
+        outcome.out,
+        "revision 3, 2026-11-21T12:00:00Z, root (pid 77): ctl-fw -A\\n... (cannot be taken back)\n  \
+         + -A -c OUTPUT -n any -v DROP\n"
+    );
+    let (outcome, asked) = ask("undo --to 2", changed(vec![]));
+    assert_eq!((asked, outcome.out.as_str()), (Request::Undo { to: Some(2) }, "revision 9: 5 rules\n"));
+}
+
+#[test]
+fn a_line_for_each_announcement() {
+    let announced = vec![Announcement::Changed(revision()), Announcement::Missed(4)];
+    let daemon = Daemon::announcing(vec![Answer::Subscribed], announced.clone());
+    let outcome = run(&daemon.socket, "monitor --packets");
+    assert_eq!(daemon.asked(), [Request::Subscribe { changes: true, packets: true }]);
+    assert_eq!(
+        outcome.out,
+        "2026-11-21T12:00:00Z revision 3 by root (pid 77): + -A -c OUTPUT -n any -v DROP\n\
+         (4 announcements were left out: this reader was too slow)\n"
+    );
+    assert_eq!((outcome.exit, outcome.err.as_str()), (Exit::Error, "error: app-fw has ended\n"));
+    let daemon = Daemon::announcing(vec![Answer::Subscribed], announced.clone());
+    let outcome = run(&daemon.socket, "monitor --json");
+    let read: Vec<Announcement> = outcome.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read, announced);
+    let daemon = Daemon::announcing(vec![Answer::Subscribed], announced);
+    let words = ["ctl-fw", "--socket", daemon.socket.to_str().unwrap(), "monitor"];
+    let mut err = Vec::new();
+    let exit = ctl_fw::run(words.map(OsString::from), &mut Console::plain(&mut Broken(io::ErrorKind::BrokenPipe), &mut err));
+    assert_eq!((exit, err.as_slice()), (Exit::Done, &b""[..]));
 }
 
 #[test]
 fn a_dormant_rule_is_noted_beside_the_data() {
-    let (outcome, _) = ask("-A -c OUTPUT -v DROP -n blue --json", Answer::Added(listed(true)));
+    let (outcome, _) = ask("-A -c OUTPUT -v DROP -n blue --json", ruled(true));
     assert_eq!(serde_json::from_str::<ListedRule>(&outcome.out).unwrap(), listed(true));
     assert!(outcome.err.contains("dormant"), "{}", outcome.err);
 }
@@ -167,13 +271,13 @@ fn no_is_told_from_failure() {
     let (outcome, _) = ask("-D 9 -c OUTPUT", failure(FailureKind::NotFound));
     assert_eq!((outcome.exit, outcome.out.as_str(), outcome.err.as_str()), (Exit::Negative, "", "the reason\n"));
     for kind in
-        [FailureKind::Forbidden, FailureKind::Malformed, FailureKind::Invalid, FailureKind::Store, FailureKind::Busy]
+        [FailureKind::Forbidden, FailureKind::Malformed, FailureKind::Conflict, FailureKind::Store, FailureKind::Busy]
     {
         let (outcome, _) = ask("-D 9 -c OUTPUT", failure(kind));
         assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Error, ""));
         assert_eq!(outcome.err, "error: app-fw refuses: the reason\n");
     }
-    let (outcome, _) = ask("status", Answer::PolicySet);
+    let (outcome, _) = ask("status", Answer::Subscribed);
     assert_eq!(outcome.exit, Exit::Error);
     assert!(outcome.err.contains("same version"), "{}", outcome.err);
 }
@@ -237,7 +341,7 @@ impl Write for Broken {
 fn a_reader_that_has_gone_is_no_error_but_a_full_disk_is() {
     for options in [&["-L"][..], &["-L", "--json"]] {
         for (kind, exit) in [(io::ErrorKind::BrokenPipe, Exit::Done), (io::ErrorKind::StorageFull, Exit::Error)] {
-            let daemon = Daemon::answering(Answer::Listing(Listing { rules: vec![listed(false)], policies: vec![] }));
+            let daemon = Daemon::answering(vec![Answer::Listing(listing())]);
             let mut words: Vec<OsString> = vec!["ctl-fw".into(), "--socket".into(), daemon.socket.clone().into()];
             words.extend(options.iter().map(OsString::from));
             let mut err = Vec::new();
@@ -251,12 +355,12 @@ fn a_reader_that_has_gone_is_no_error_but_a_full_disk_is() {
 fn the_program_ends_with_the_stated_codes() {
     let program = || Command::new(env!("CARGO_BIN_EXE_ctl-fw"));
     let code = |answer: Answer, words: &[&str]| {
-        let daemon = Daemon::answering(answer);
+        let daemon = Daemon::answering(vec![answer]);
         let output = program().args(words).env("APP_FW_SOCKET", &daemon.socket).output().unwrap();
-        daemon.thread.join().unwrap();
+        daemon.asked();
         output.status.code()
     };
-    assert_eq!(code(Answer::Deleted(1), &["-D", "0", "-c", "OUTPUT"]), Some(0));
+    assert_eq!(code(changed(vec![Done::Deleted(1)]), &["-D", "0", "-c", "OUTPUT"]), Some(0));
     assert_eq!(code(failure(FailureKind::NotFound), &["-D", "0", "-c", "OUTPUT"]), Some(1));
     assert_eq!(code(failure(FailureKind::Store), &["-F"]), Some(2));
     assert_eq!(program().arg("-Q").output().unwrap().status.code(), Some(2));

@@ -1,0 +1,6 @@
+//! Stub.
+use crate::Exit; use crate::session::Session; use crate::trouble::Trouble;
+/// Stub.
+#[derive(clap::Args, Clone, PartialEq, Debug)]
+pub struct LearnArgs {}
+impl LearnArgs { pub(crate) fn run(&self, _session: &mut Session<'_, '_>) -> Result<Exit, Trouble> { Err(Trouble::OtherAnswer) } }
