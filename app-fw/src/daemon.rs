@@ -20,6 +20,7 @@ use crate::attribute::census::Census;
 use crate::bypass::Bypass;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Hub, Server};
+use crate::explain::Explainer;
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
@@ -246,7 +247,8 @@ fn start(
         since: Instant::now(),
         events_omitted: Box::new(journal.omitted()),
     };
-    let office = Arc::new(Office { registrar, premises, hub });
+    let explainer = Explainer { means: means.clone(), investigators: investigators.clone() };
+    let office = Arc::new(Office { registrar, premises, hub, explainer });
     let failures = tokio::sync::Mutex::new(failures);
     Ok(Started {
         office,

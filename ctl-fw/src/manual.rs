@@ -11,4 +11,6 @@ pub fn completions(command: &mut clap::Command, shell: clap_complete::Shell) -> 
     script
 }
 /// Stub.
-pub fn write(_dir: &Path) -> io::Result<()> { Ok(()) }
+pub fn write(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}

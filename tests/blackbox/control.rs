@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::{LIMIT, Ns, Running, World};
 use serde_json::{Value, json};
 use shared::Rule;
-use shared::control::{Answer, Call, FailureKind, MAX_REQUEST, Request, VERSION, decode, encode};
+use shared::control::{Answer, Call, Changed, Done, Edit, FailureKind, MAX_REQUEST, Request, VERSION, decode, encode};
 
 use crate::line::{Line, status, wait_until};
 
@@ -124,7 +124,12 @@ fn half_and_slow_frames_hold_up_nobody() -> Result<()> {
     world.queue_output()?;
     let mut daemon = world.daemon(&["--no-probe"])?;
     let socket = daemon.files().socket.clone();
-    let request = call(Request::Flush { chain: None, namespace: "any".parse()? })?;
+    let flush = Edit::Flush { chain: None, namespace: "any".parse()? };
+    let request = call(Request::Change { edits: vec![flush], note: None, expected: None })?;
+    let deleted = |answer| match answer {
+        Answer::Changed(Changed { done, .. }) => done == [Done::Deleted(1)],
+        _ => false,
+    };
     world.ctl_ok(&["-A", "-c", "OUTPUT", "-v", "ACCEPT", "-n", "any"])?;
     // Nothing, half a header, half a body; some hang up, some stay.
     let mut staying = Vec::new();
@@ -145,13 +150,13 @@ fn half_and_slow_frames_hold_up_nobody() -> Result<()> {
     for byte in &request {
         slow.say(&[*byte])?;
     }
-    assert_eq!(slow.answer()?, Answer::Deleted(1));
+    assert!(deleted(slow.answer()?));
     // Several in one go are answered in order.
     let list = call(Request::List { chain: None, namespace: None })?;
     slow.say(&[call(Request::Status)?, list, request].concat())?;
     assert!(matches!(slow.answer()?, Answer::Status(_)));
     assert!(matches!(slow.answer()?, Answer::Listing(_)));
-    assert!(matches!(slow.answer()?, Answer::Deleted(0)));
+    assert!(matches!(slow.answer()?, Answer::Changed(Changed { done, .. }) if done == [Done::Deleted(0)]));
     // They do not hold up the end either.
     assert!(daemon.stop()?.success());
     drop(staying);

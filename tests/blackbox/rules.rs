@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ctl_fw::client::Client;
 use harness::counter::Place;
 use harness::{Daemon, LIMIT, Ns, World, servers};
-use shared::control::{Answer, Listing, Request};
+use shared::control::{Answer, Edit, Listing, Request};
 use shared::{Match, Selector};
 
 use crate::line::{Line, ask, wait_until};
@@ -521,8 +521,9 @@ fn add_until_gone(socket: &Path, first: u16, acknowledged: &mpsc::Sender<u16>) -
     let mut client = Client::connect(socket)?;
     for port in first.. {
         let rule = format!("-c OUTPUT -n any -v DROP -p udp --dport {port}").parse()?;
-        match client.call(&Request::Add { rule, position: None }) {
-            Ok(Answer::Added(_)) => acknowledged.send(port)?,
+        let edits = vec![Edit::Add { rule, position: None }];
+        match client.call(&Request::Change { edits, note: None, expected: None }) {
+            Ok(Answer::Changed(_)) => acknowledged.send(port)?,
             Ok(other) => bail!("not added: {other:?}"),
             Err(_) => break,
         }
@@ -531,7 +532,10 @@ fn add_until_gone(socket: &Path, first: u16, acknowledged: &mpsc::Sender<u16>) -
 }
 
 fn ports(listing: &Listing) -> Result<Vec<u16>> {
-    let port = |on: &Match| if let Match::DestinationPort(port) = on { Some(*port) } else { None };
+    let port = |on: &Match| match on {
+        Match::DestinationPort(ports) => ports.elements().next().map(|range| range.first),
+        _ => None,
+    };
     let ports = listing.rules.iter().map(|listed| listed.rule.predicates.iter().find_map(|p| port(&p.on)));
     ports.map(|port| port.context("a rule without a port")).collect()
 }

@@ -207,8 +207,7 @@ impl<'a> Changing<'a> {
         }
         self.put_all(changes);
 
-        let kept: HashSet<Place> =
-            policies.iter().map(|policy| (policy.chain, policy.namespace.clone())).collect();
+        let kept: HashSet<Place> = policies.iter().map(|policy| (policy.chain, policy.namespace.clone())).collect();
         let gone: Vec<_> = self.book.policies.keys().filter(|place| !kept.contains(place)).cloned().collect();
         gone.into_iter().for_each(|place| self.put_policy(place, None));
         for policy in policies {
@@ -224,12 +223,7 @@ impl<'a> Changing<'a> {
     }
 
     /// What has to change for the rules of a place to be `list`. If they stand in their old order, they keep their ranks.
-    fn restore_place(
-        &self,
-        place: &Place,
-        list: Vec<(u64, Rule)>,
-        changes: &mut BTreeMap<u64, Option<Arc<Entry>>>,
-    ) {
+    fn restore_place(&self, place: &Place, list: Vec<(u64, Rule)>, changes: &mut BTreeMap<u64, Option<Arc<Entry>>>) {
         let is_here = |entry: &&Arc<Entry>| entry.rule.chain == place.0 && entry.rule.namespace == place.1;
         let old_rank = |id: &u64| self.book.ids.get(id).filter(is_here).map(|entry| entry.rank);
         let ranks: Option<Vec<i64>> = list.iter().map(|(id, _)| old_rank(id)).collect();
@@ -260,10 +254,10 @@ impl<'a> Changing<'a> {
             let entry = was.was.filter(|(.., rule)| rule.until.is_none_or(|until| until > now)).map(
                 |(rank, packets, bytes, rule)| {
                     // It never stopped counting if it is there still.
-                    let hits = self.book.rule(was.id).map_or_else(
-                        || Arc::new(Hits::stored(packets, bytes)),
-                        |entry| entry.hits.clone(),
-                    );
+                    let hits = self
+                        .book
+                        .rule(was.id)
+                        .map_or_else(|| Arc::new(Hits::stored(packets, bytes)), |entry| entry.hits.clone());
                     Arc::new(Entry { id: was.id, rank, rule: Arc::new(rule), hits })
                 },
             );
@@ -341,8 +335,7 @@ impl<'a> Changing<'a> {
         check_rule(&rule)?;
         self.book.check_sets(&rule)?;
         let place = (rule.chain, rule.namespace.clone());
-        let rank =
-            if place == old.place() { old.rank } else { self.rank_at(&place, self.book.list(&place).len()) };
+        let rank = if place == old.place() { old.rank } else { self.rank_at(&place, self.book.list(&place).len()) };
         let entry = Arc::new(Entry { id, rank, rule: Arc::new(rule), hits: old.hits.clone() });
         self.put(id, Some(entry.clone()), false);
         Ok(Outcome::Rule { position: self.book.position(&entry), entry })

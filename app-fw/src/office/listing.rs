@@ -52,12 +52,7 @@ pub(super) struct Extract {
 }
 
 impl Extract {
-    pub(super) fn new(
-        book: &Book,
-        chain: Option<Chain>,
-        namespace: Option<&Selector>,
-        defaults: Defaults,
-    ) -> Extract {
+    pub(super) fn new(book: &Book, chain: Option<Chain>, namespace: Option<&Selector>, defaults: Defaults) -> Extract {
         let is_wanted = |of: Chain, at: &Selector| chain.is_none_or(|c| c == of) && namespace.is_none_or(|n| n == at);
         let places = book.places().filter(|((of, at), _)| is_wanted(*of, at)).map(|(_, list)| list.to_vec()).collect();
         let mut policies: Vec<ListedPolicy> = book

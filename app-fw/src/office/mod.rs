@@ -15,6 +15,7 @@ use std::sync::Arc;
 use shared::control::{Answer, Failure, FailureKind, Request};
 
 use crate::control::{Caller, Handler, Hub, Subscription};
+use crate::explain::{Explainer, Wanted};
 
 pub use registrar::Registrar;
 pub use status::{Post, Premises, ProbeReport};
@@ -28,6 +29,8 @@ pub struct Office {
     pub premises: Premises,
     /// Who is told of changes.
     pub hub: Arc<Hub>,
+    /// Tells why packets get their verdicts.
+    pub explainer: Explainer,
 }
 
 impl Handler for Office {
@@ -54,7 +57,11 @@ impl Office {
             Request::List { chain, namespace } => registrar.list(chain, namespace).map(Answer::Listing),
             Request::History { count } => registrar.history(count).map(Answer::History),
             Request::Status => Ok(Answer::Status(Box::new(self.premises.status(&registrar.rules())))),
-            Request::Explain { .. } | Request::Learned { .. } => Err(invalid("app-fw cannot do this yet".into())),
+            Request::Explain { subject, chain, flow, namespace } => {
+                let wanted = Wanted { subject, chain, flow, namespace };
+                self.explainer.explain(wanted).map(|explanation| Answer::Explanation(Box::new(explanation)))
+            }
+            Request::Learned { .. } => Err(invalid("app-fw cannot do this yet".into())),
             // The server asks `subscribe` itself.
             Request::Subscribe { .. } => Ok(Answer::Subscribed),
         }

@@ -67,7 +67,13 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be written. Then nothing of it is.
-    pub fn commit(&mut self, book: &Book, last_id: u64, delta: &Delta, author: &Author) -> Result<Revision, StoreError> {
+    pub fn commit(
+        &mut self,
+        book: &Book,
+        last_id: u64,
+        delta: &Delta,
+        author: &Author,
+    ) -> Result<Revision, StoreError> {
         let revision = Revision {
             number: book.revision() + 1,
             time: author.time,

@@ -61,7 +61,8 @@ fn rule(row: &Row<'_>) -> Result<Entry, StoreError> {
     let body = row.get_ref(2)?.as_str().map_err(|error| fail(error.to_string()))?;
     let rule = serde_json::from_str(body).map_err(|error| fail(error.to_string()))?;
     let (packets, bytes): (i64, i64) = (row.get(3)?, row.get(4)?);
-    let number = u64::try_from(id).ok().filter(|id| *id <= MAX_ID).ok_or_else(|| fail("its id is impossible".into()))?;
+    let number =
+        u64::try_from(id).ok().filter(|id| *id <= MAX_ID).ok_or_else(|| fail("its id is impossible".into()))?;
     let hits = Hits::stored(packets.unsigned_abs(), bytes.unsigned_abs());
     Ok(Entry { id: number, rank: row.get(1)?, rule: Arc::new(rule), hits: Arc::new(hits) })
 }
@@ -121,9 +122,8 @@ fn write_rules(transaction: &Transaction<'_>, delta: &Delta) -> Result<(), Store
     let mut replace = transaction.prepare_cached("UPDATE rules SET rank = ?2, body = ?3 WHERE id = ?1")?;
     let mut rerank = transaction.prepare_cached("UPDATE rules SET rank = ?2 WHERE id = ?1")?;
     let mut count = transaction.prepare_cached(WRITE_COUNTER)?;
-    let body = |entry: &Entry| {
-        serde_json::to_string(&*entry.rule).map_err(|error| StoreError::Corrupt(error.to_string()))
-    };
+    let body =
+        |entry: &Entry| serde_json::to_string(&*entry.rule).map_err(|error| StoreError::Corrupt(error.to_string()));
     for (id, RuleChange { before, after, .. }) in &delta.rules {
         let key = id.cast_signed();
         let touched = match (before, after) {
