@@ -21,6 +21,8 @@ mod line;
 mod owners;
 #[path = "blackbox/pair.rs"]
 mod pair;
+#[path = "blackbox/rejects.rs"]
+mod rejects;
 #[path = "blackbox/rules.rs"]
 mod rules;
 #[path = "blackbox/signature.rs"]

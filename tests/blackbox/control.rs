@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::{LIMIT, Ns, Running, World};
 use serde_json::{Value, json};
 use shared::Rule;
-use shared::control::{Answer, Call, Changed, Done, Edit, FailureKind, MAX_REQUEST, Request, VERSION, decode, encode};
+use shared::control::{Answer, Call, Changed, Done, Edit, FailureKind, MAX_REQUEST, MAX_ROOT_REQUEST, Request, VERSION, decode, encode};
 
 use crate::line::{Line, status, wait_until};
 
@@ -104,7 +104,7 @@ fn oversized_frames_are_refused_unread() -> Result<()> {
     let world = World::new("oversized")?;
     let daemon = world.daemon(&["--no-probe"])?;
     let socket = &daemon.files().socket;
-    for length in [u32::try_from(MAX_REQUEST)? + 1, u32::MAX] {
+    for length in [u32::try_from(MAX_ROOT_REQUEST)? + 1, u32::MAX] {
         let mut client = Raw::open(socket)?;
         client.say(&length.to_be_bytes())?;
         assert_eq!(client.refusal()?, FailureKind::Malformed);
@@ -263,7 +263,7 @@ fn rules_that_make_no_sense_are_refused_with_what_is_wanted() -> Result<()> {
         (format!("-n {passwd}"), "no network namespace"),
         ("-n a'b".to_owned(), "names no network namespace"),
         ("-l l5".to_owned(), "l3"),
-        ("! -n any".to_owned(), "cannot be negated"),
+        ("! -c INPUT".to_owned(), "cannot be negated"),
         ("--dport 80 !".to_owned(), "nothing follows the negation"),
         ("! ! --dport 80".to_owned(), "twice"),
         ("--dport".to_owned(), "--dport"),

@@ -14,20 +14,20 @@ const GATEWAY: &str = "172.17.0.1";
 const INSIDE: &str = "172.17.0.2";
 
 /// A world whose router is the machine with the containers; its peer is the outside.
-struct Host {
-    world: World,
+pub struct Host {
+    pub world: World,
     name: String,
 }
 
 impl Host {
-    fn new(label: &str) -> Result<Self> {
+    pub fn new(label: &str) -> Result<Self> {
         let world = World::with_router(label)?;
         let name = format!("{}c", world.namespace(Ns::Router).name());
         Ok(Self { world, name })
     }
 
     /// A namespace behind a cable to a bridge, as Docker makes them. It always has the same name and address.
-    fn container(&self) -> Result<Namespace> {
+    pub fn container(&self) -> Result<Namespace> {
         self.container_named(&self.name, "veth-c", INSIDE)
     }
 
@@ -48,18 +48,18 @@ impl Host {
         Ok(container)
     }
 
-    fn daemon(&self) -> Result<Daemon> {
+    pub fn daemon(&self) -> Result<Daemon> {
         self.world.daemon_in(Ns::Router, self.world.files(), &[])
     }
 
     /// `iptables -I ARGUMENTS` on the host, IPv4 only: the container has nothing else.
-    fn iptables(&self, arguments: &str) -> Result<()> {
+    pub fn iptables(&self, arguments: &str) -> Result<()> {
         let mut argv = vec!["iptables", "-w", "10", "-I"];
         argv.extend(arguments.split_whitespace());
         self.world.run(Ns::Router, &argv, LIMIT)?.ok().map(drop)
     }
 
-    fn ctl(&self, line: &str) -> Result<String> {
+    pub fn ctl(&self, line: &str) -> Result<String> {
         self.world.ctl_in(Ns::Router, &line.split_whitespace().collect::<Vec<_>>())?.ok()
     }
 
