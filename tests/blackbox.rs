@@ -27,5 +27,7 @@ mod rejects;
 mod rules;
 #[path = "blackbox/signature.rs"]
 mod signature;
+#[path = "blackbox/store.rs"]
+mod store;
 #[path = "blackbox/visible.rs"]
 mod visible;

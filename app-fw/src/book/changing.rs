@@ -180,7 +180,8 @@ impl<'a> Changing<'a> {
         for policy in &policies {
             check_selector(&policy.namespace).map_err(|error| (None, error))?;
         }
-        let mut last_id = self.book.last_id.max(rules.iter().filter_map(|rule| rule.id).max().unwrap_or(0));
+        let given = rules.iter().filter_map(|rule| rule.id).filter(|id| *id <= MAX_ID).max();
+        let mut last_id = self.book.last_id.max(given.unwrap_or(0));
         let mut wanted: BTreeMap<Place, Vec<(u64, Rule)>> = BTreeMap::new();
         let mut ids = HashSet::with_capacity(rules.len());
         for (index, numbered) in rules.into_iter().enumerate() {

@@ -8,7 +8,7 @@ mod error;
 mod members;
 mod ranks;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -289,25 +289,21 @@ impl Book {
     /// Puts rules in, replaces them, or takes them out: the same as one after the other, but faster for many.
     fn put_all(&mut self, rules: &BTreeMap<u64, Option<Arc<Entry>>>) {
         const FEW: usize = 16;
-        let mut touched = std::collections::BTreeSet::new();
-        for (id, after) in rules {
-            let before = self.ids.get(id).cloned();
-            if rules.len() <= FEW {
-                before.iter().for_each(|before| self.remove(before));
-                after.iter().for_each(|after| self.insert(after.clone()));
-                continue;
-            }
-            if let Some(before) = before {
-                self.count_uses(&before.rule, -1);
-                self.ids.remove(id);
-                // Most rules of a large change stand in few places.
-                if !touched.iter().any(|(chain, selector)| is_at(&before, *chain, selector)) {
-                    touched.insert(before.place());
-                }
-            }
-        }
+        // All go before any comes: one may take the rank of another.
+        let before: Vec<_> = rules.keys().filter_map(|id| self.ids.get(id).cloned()).collect();
         if rules.len() <= FEW {
+            before.iter().for_each(|before| self.remove(before));
+            rules.values().flatten().for_each(|after| self.insert(after.clone()));
             return;
+        }
+        let mut touched = std::collections::BTreeSet::new();
+        for before in before {
+            self.count_uses(&before.rule, -1);
+            self.ids.remove(&before.id);
+            // Most rules of a large change stand in few places.
+            if !touched.iter().any(|(chain, selector)| is_at(&before, *chain, selector)) {
+                touched.insert(before.place());
+            }
         }
         for place in touched {
             if let Some(list) = self.places.get_mut(&place) {

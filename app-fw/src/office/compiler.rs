@@ -13,7 +13,7 @@ use crate::matcher::{ActiveRule, Contents, Defaults, Delta, Ruleset, Sets};
 use super::windows::Moment;
 
 /// Changes of more rules than this have everything filed anew.
-const FEW: usize = 64;
+const FEW: usize = 128;
 
 type Places = HashMap<(Selector, Chain), Delta>;
 

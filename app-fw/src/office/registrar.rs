@@ -268,6 +268,11 @@ impl Registrar {
     }
 
     fn refile(&self) {
+        self.refile_and(|| {});
+    }
+
+    /// `meanwhile` is for tests.
+    pub(super) fn refile_and(&self, meanwhile: impl FnOnce()) {
         let before = {
             let mut desk = lock(&self.desk);
             if !self.rules.load().is_worn() || !desk.compiler.begin_refiling() {
@@ -276,6 +281,7 @@ impl Registrar {
             self.rules.load_full()
         };
         let fresh = before.compact();
+        meanwhile();
         let mut desk = lock(&self.desk);
         let desk = &mut *desk;
         let generation = self.rules.load().generation;

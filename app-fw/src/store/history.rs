@@ -55,11 +55,6 @@ impl Kept {
         Ok(kept)
     }
 
-    #[cfg(test)]
-    pub(super) fn limit(&mut self, bytes: usize) {
-        self.max = bytes;
-    }
-
     fn oldest(&self) -> u64 {
         self.pasts.front().map_or(u64::MAX, |(number, _)| *number)
     }
@@ -128,6 +123,11 @@ pub(super) fn write(
 }
 
 impl Store {
+    #[cfg(test)]
+    pub(super) fn limit_past(&mut self, bytes: usize) {
+        self.kept.max = bytes;
+    }
+
     /// What was changed when and by whom, newest first, at most `count`.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod tests;
 
 use std::path::Path;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 use shared::control::Revision;
 
@@ -67,16 +68,12 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be written. Then nothing of it is.
-    pub fn commit(
-        &mut self,
-        book: &Book,
-        last_id: u64,
-        delta: &Delta,
-        author: &Author,
-    ) -> Result<Revision, StoreError> {
+    pub fn commit(&mut self, book: &Book, last_id: u64, delta: &Delta, author: &Author) -> Result<Revision, StoreError> {
+        // As exact as it is stored.
+        let time = Timestamp::from_microsecond(author.time.as_microsecond()).unwrap_or(author.time);
         let revision = Revision {
             number: book.revision() + 1,
-            time: author.time,
+            time,
             uid: author.uid,
             pid: author.pid,
             note: author.note.clone(),
