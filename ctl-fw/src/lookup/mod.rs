@@ -180,16 +180,6 @@ fn digest(
     }
 }
 
-/// The digest that the label of a rule stands for now; `None` if a label of its kind is not looked up again.
-pub(crate) fn refreshed(label: &Label, progress: &mut Progress<'_>) -> Option<Result<Digest, LookupError>> {
-    match label.kind {
-        LabelKind::Exe | LabelKind::Lib | LabelKind::Exec => {
-            Some(digest(label.kind, &label.name, &mut Vec::new(), progress).map(|(_, _, digest)| digest))
-        }
-        LabelKind::Pid | LabelKind::Container => None,
-    }
-}
-
 fn text(path: &Path) -> Result<String, String> {
     path.to_str().map(String::from).ok_or_else(|| format!("{} is not UTF-8, a label must be", path.display()))
 }

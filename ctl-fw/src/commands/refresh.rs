@@ -1,6 +1,0 @@
-//! Stub.
-use crate::Exit; use crate::session::Session; use crate::trouble::Trouble;
-/// Stub.
-#[derive(clap::Args, Clone, PartialEq, Debug)]
-pub struct RefreshArgs {}
-impl RefreshArgs { pub(crate) fn run(&self, _session: &mut Session<'_, '_>) -> Result<Exit, Trouble> { Err(Trouble::OtherAnswer) } }
