@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::rule_options::Part;
 
 pub(crate) use container::ContainerError;
-pub(crate) use ids::{group_name, user_name};
+pub(crate) use ids::{group_name, numbers as ids_in, user_name};
 pub(crate) use process::{ProcessError, aggregate_of};
 
 /// Why a rule cannot be made.
