@@ -108,7 +108,9 @@ fn lists_and_look_ups_keep_their_order() {
             matched("-s", "@lan"),
         ]
     );
-    let Task::Add { rule, .. } = task("-A -c OUTPUT -v REJECT ! -n host --for 10m --no-log --comment x") else { panic!() };
+    let Task::Add { rule, .. } = task("-A -c OUTPUT -v REJECT ! -n host --for 10m --no-log --comment x") else {
+        panic!()
+    };
     assert_eq!(rule.namespace, Some(Place { negated: true, selector: Selector::Host }));
     assert_eq!((rule.log(), rule.verdict), (Log::Never, Some(Verdict::Reject)));
     assert_eq!(rule.end(), Some(Moment::In(std::time::Duration::from_secs(600))));
@@ -260,11 +262,8 @@ fn the_examples_of_the_help_work() {
     let help = parse("--help").unwrap_err();
     assert!(!help.use_stderr());
     let text = help.render().to_string().replace("\\\n", "");
-    let examples: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("    ctl-fw "))
-        .filter(|line| line.starts_with('-'))
-        .collect();
+    let examples: Vec<_> =
+        text.lines().filter_map(|line| line.strip_prefix("    ctl-fw ")).filter(|line| line.starts_with('-')).collect();
     assert_eq!(examples.len(), 3, "{text}");
     for example in examples {
         // What the shell does.

@@ -10,9 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
-use shared::control::{
-    self, Announcement, Answer, FrameError, HEADER, MAX_ANSWER, MAX_ROOT_REQUEST, Request, VERSION,
-};
+use shared::control::{self, Announcement, Answer, FrameError, HEADER, MAX_ANSWER, MAX_ROOT_REQUEST, Request, VERSION};
 
 /// How long the daemon may take from the question to the last byte of the answer. It writes to a disk before it answers.
 const PATIENCE: Duration = Duration::from_secs(30);

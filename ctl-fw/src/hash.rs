@@ -177,7 +177,8 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let good = dir.path().join("good");
         fs::write(&good, "x").unwrap();
-        let (listing, failures) = hash_files(&[fifo, dir.path().into(), dir.path().join("absent"), good], &mut Progress::none());
+        let (listing, failures) =
+            hash_files(&[fifo, dir.path().into(), dir.path().join("absent"), good], &mut Progress::none());
         assert_eq!(listing.files.len(), 1);
         assert!(listing.aggregate.is_none());
         assert!(matches!(&failures[..], [HashError::NotAFile(_), HashError::NotAFile(_), HashError::Io { .. }]));

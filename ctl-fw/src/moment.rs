@@ -96,7 +96,8 @@ mod tests {
         assert_eq!(seconds("2h30m"), Some(9000));
         assert_eq!(seconds("1d"), Some(86_400));
         assert_eq!(seconds("1w1d1h1m1s"), Some(604_800 + 86_400 + 3661));
-        for bad in ["", "10", "m", "0s", "10x", "30m2h", "1m1m", "-1m", "1.5h", "99999999999999999999s", "11w99999d", "1é"]
+        for bad in
+            ["", "10", "m", "0s", "10x", "30m2h", "1m1m", "-1m", "1.5h", "99999999999999999999s", "11w99999d", "1é"]
         {
             assert_eq!(seconds(bad), None, "{bad}");
         }

@@ -156,10 +156,9 @@ impl RuleOption {
             arg = arg.hide_short_help(true);
         }
         match self.value {
-            Some(name) => arg
-                .value_name(name)
-                .action(ArgAction::Append)
-                .value_parser(move |text: &str| self.read(text)),
+            Some(name) => {
+                arg.value_name(name).action(ArgAction::Append).value_parser(move |text: &str| self.read(text))
+            }
             None => arg.action(ArgAction::SetTrue),
         }
     }
@@ -294,8 +293,7 @@ mod tests {
 
     #[test]
     fn every_match_of_the_text_form_has_its_option() {
-        let named: Vec<_> =
-            OPTIONS.iter().filter(|option| option.kind == Kind::Match).map(RuleOption::name).collect();
+        let named: Vec<_> = OPTIONS.iter().filter(|option| option.kind == Kind::Match).map(RuleOption::name).collect();
         assert_eq!(named, Match::OPTIONS);
         let looked_up: Vec<_> = OPTIONS
             .iter()

@@ -107,8 +107,9 @@ struct Form<'a> {
 }
 
 fn from_json(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
-    let form: Form<'_> = serde_json::from_str(text)
-        .map_err(|error| vec![DocumentError { line: error.line(), column: error.column().max(1), message: said(&error) }])?;
+    let form: Form<'_> = serde_json::from_str(text).map_err(|error| {
+        vec![DocumentError { line: error.line(), column: error.column().max(1), message: said(&error) }]
+    })?;
     let mut errors = Vec::new();
     let (sets, set_places) = parts(text, &form.sets, &mut errors);
     let (policies, policy_places) = parts(text, &form.policies, &mut errors);

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_table_fits_the_terminal() {
-        let rows = [[Cell::from("1"), Cell::from("some words that are too long for it and a-word-that-is-longer-than-all")]];
+        let rows =
+            [[Cell::from("1"), Cell::from("some words that are too long for it and a-word-that-is-longer-than-all")]];
         let style = Style { width: Some(30), ..Style::default() };
         let mut out = Vec::new();
         table(&mut out, ["N", "TEXT"], &rows, "><", style).unwrap();

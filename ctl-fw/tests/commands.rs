@@ -89,11 +89,7 @@ fn every_change_asks_for_what_it_says() {
         ("rule move 4 0", Edit::Move { id: 4, position: 0 }, ruled(false)),
         ("rule delete 4", Edit::Delete { id: 4 }, deleted(1)),
         ("-D --id 4", Edit::Delete { id: 4 }, deleted(1)),
-        (
-            "-D 1 -c INPUT",
-            Edit::DeleteAt { chain: Chain::Input, namespace: own.clone(), position: 1 },
-            deleted(1),
-        ),
+        ("-D 1 -c INPUT", Edit::DeleteAt { chain: Chain::Input, namespace: own.clone(), position: 1 }, deleted(1)),
         ("-F", Edit::Flush { chain: None, namespace: own.clone() }, deleted(0)),
         ("-F -c FORWARD -n any", Edit::Flush { chain: Some(Chain::Forward), namespace: Selector::Any }, deleted(9)),
         (
@@ -102,7 +98,11 @@ fn every_change_asks_for_what_it_says() {
             changed(vec![Done::PolicySet]),
         ),
         ("set create lan ports 80,443", Edit::CreateSet { set }, holds(2)),
-        ("set add lan 80,443 1:2", Edit::AddElements { name: lan.clone(), elements: texts(&["80", "443", "1:2"]) }, holds(3)),
+        (
+            "set add lan 80,443 1:2",
+            Edit::AddElements { name: lan.clone(), elements: texts(&["80", "443", "1:2"]) },
+            holds(3),
+        ),
         ("set remove lan 80", Edit::DeleteElements { name: lan.clone(), elements: texts(&["80"]) }, holds(0)),
         ("set flush lan", Edit::FlushSet { name: lan.clone() }, holds(0)),
         ("set delete lan", Edit::DeleteSet { name: lan }, changed(vec![Done::SetDeleted])),
@@ -121,7 +121,8 @@ fn a_file_is_looked_up_when_the_rule_is_made() {
     let path = fs::canonicalize(dir.path()).unwrap().join("tool");
     fs::write(&path, "\x7fELF").unwrap();
     std::os::unix::fs::symlink(&path, dir.path().join("link")).unwrap();
-    let line = format!("-A -c OUTPUT -v DROP -n any ! --exe {} --lib {}", dir.path().join("link").display(), path.display());
+    let line =
+        format!("-A -c OUTPUT -v DROP -n any ! --exe {} --lib {}", dir.path().join("link").display(), path.display());
     let (outcome, asked) = ask(&line, ruled(false));
     let digest = Digest::of(b"\x7fELF");
     let path = path.display();
@@ -171,7 +172,10 @@ fn what_is_saved_can_be_restored() {
         let (outcome, _) = ask(&format!("save {form} {}", file.display()), Answer::Listing(listing()));
         assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Done, ""));
         let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
-        assert_eq!((outcome.exit, outcome.out.as_str(), outcome.err.as_str()), (Exit::Done, "revision 9: 5 rules\n", ""));
+        assert_eq!(
+            (outcome.exit, outcome.out.as_str(), outcome.err.as_str()),
+            (Exit::Done, "revision 9: 5 rules\n", "")
+        );
         let Request::Restore { document, expected: None, note: Some(note) } = asked else { panic!() };
         let text = "set create lan addresses 10.0.0.0/8\n-P OUTPUT DROP -n host\n\
                     -A -c OUTPUT -n netns:blue -v DROP --dport 80 --id 4\n";
@@ -195,14 +199,19 @@ fn every_error_of_a_file_is_told_and_nothing_changes() {
     fs::write(&file, text).unwrap();
     let outcome = run(Path::new("/nonexistent"), &format!("check {}", file.display()));
     let name = file.display().to_string();
-    let found: Vec<_> = outcome.out.lines().map(|line| line.strip_prefix(&name).unwrap().split(' ').next().unwrap()).collect();
+    let found: Vec<_> =
+        outcome.out.lines().map(|line| line.strip_prefix(&name).unwrap().split(' ').next().unwrap()).collect();
     assert_eq!((outcome.exit, found), (Exit::Negative, vec![":5001:37:", ":7002:1:"]), "{}", outcome.out);
     let outcome = run(Path::new("/nonexistent"), &format!("check --json {name}"));
     let value: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
     assert_eq!(value["files"][0]["errors"][1]["line"], 7002);
     let outcome = run(Path::new("/nonexistent"), &format!("restore {name}"));
     assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Error, ""));
-    assert!(outcome.err.contains(":5001:37: ") && outcome.err.contains("2 errors; nothing was changed"), "{}", outcome.err);
+    assert!(
+        outcome.err.contains(":5001:37: ") && outcome.err.contains("2 errors; nothing was changed"),
+        "{}",
+        outcome.err
+    );
     fs::write(&file, good).unwrap();
     let outcome = run(Path::new("/nonexistent"), &format!("check {name}"));
     assert_eq!((outcome.exit, outcome.out), (Exit::Done, format!("{name}: 1 rule, no errors\n")));
@@ -255,7 +264,8 @@ fn a_line_for_each_announcement() {
     let daemon = Daemon::announcing(vec![Answer::Subscribed], announced);
     let words = ["ctl-fw", "--socket", daemon.socket.to_str().unwrap(), "monitor"];
     let mut err = Vec::new();
-    let exit = ctl_fw::run(words.map(OsString::from), &mut Console::plain(&mut Broken(io::ErrorKind::BrokenPipe), &mut err));
+    let exit =
+        ctl_fw::run(words.map(OsString::from), &mut Console::plain(&mut Broken(io::ErrorKind::BrokenPipe), &mut err));
     assert_eq!((exit, err.as_slice()), (Exit::Done, &b""[..]));
 }
 
@@ -409,7 +419,11 @@ fn rules_follow_their_files() {
 
     let (outcome, asked) = refresh("--dry-run", vec![listed()]);
     assert_eq!((outcome.exit, asked.len()), (Exit::Done, 1), "{outcome:?}");
-    assert!(outcome.out.contains("of no package") && outcome.out.contains("would update 1 of 1 digest"), "{}", outcome.out);
+    assert!(
+        outcome.out.contains("of no package") && outcome.out.contains("would update 1 of 1 digest"),
+        "{}",
+        outcome.out
+    );
     let (outcome, asked) = refresh("--dpkg", vec![listed()]);
     assert_eq!((outcome.exit, asked.len()), (Exit::Negative, 1), "{outcome:?}");
 
@@ -426,7 +440,10 @@ fn rules_follow_their_files() {
         package("22af645d1859cb5ca6da0c484f1f37ea");
         let (outcome, asked) = refresh("--dpkg --json", vec![listed(), done()]);
         let value: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
-        assert_eq!((&value["changed"][0]["record"], &value["changed"][0]["package"]), (&"confirmed".into(), &"pack".into()));
+        assert_eq!(
+            (&value["changed"][0]["record"], &value["changed"][0]["package"]),
+            (&"confirmed".into(), &"pack".into())
+        );
         replaced(&asked[1]);
         package("00000000000000000000000000000000");
         let (outcome, asked) = refresh("", vec![listed()]);

@@ -3,9 +3,7 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use shared::control::{
-    Answer, ExplainedOwner, ExplainedRule, Explanation, Holds, NamedObject, Request, Subject,
-};
+use shared::control::{Answer, ExplainedOwner, ExplainedRule, Explanation, Holds, NamedObject, Request, Subject};
 use shared::{Chain, Flow, Ports, Protocol, Selector};
 
 use super::listing;
@@ -110,9 +108,9 @@ fn flow(protocol: &str, from: &str, to: &str) -> Result<Flow, String> {
             return Ok((end.ip(), Some(end.port())));
         }
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        bare.parse().map(|address| (address, None)).map_err(|_| {
-            format!("{text:?} is no address: 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443")
-        })
+        bare.parse()
+            .map(|address| (address, None))
+            .map_err(|_| format!("{text:?} is no address: 192.0.2.1, 192.0.2.1:443, 2001:db8::1 or [2001:db8::1]:443"))
     };
     let ((source, source_port), (destination, destination_port)) = (end(from)?, end(to)?);
     if source.is_ipv4() != destination.is_ipv4() {

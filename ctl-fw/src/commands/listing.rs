@@ -29,13 +29,7 @@ pub(super) fn write(out: &mut dyn Write, listing: &Listing, style: Style) -> io:
         write_policies(out, chain, &policies, style)?;
         if !rules.is_empty() {
             let rows = rules.iter().map(|listed| row(listed, style)).collect::<Vec<_>>();
-            table(
-                out,
-                ["POS", "ID", "PACKETS", "BYTES", "VERDICT", "NAMESPACE", "MATCH"],
-                &rows,
-                ">>>><<<",
-                style,
-            )?;
+            table(out, ["POS", "ID", "PACKETS", "BYTES", "VERDICT", "NAMESPACE", "MATCH"], &rows, ">>>><<<", style)?;
         }
     }
     if !listing.sets.is_empty() {
@@ -95,8 +89,7 @@ fn row(listed: &ListedRule, style: Style) -> [Cell; 7] {
 
 /// A counter: whole in a pipe, with three or four digits for a person.
 fn amount(count: u64, style: Style) -> String {
-    const UNITS: [(u64, &str); 4] =
-        [(1_000_000_000_000, "T"), (1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")];
+    const UNITS: [(u64, &str); 4] = [(1_000_000_000_000, "T"), (1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")];
     match UNITS.iter().find(|(unit, _)| count >= 10 * unit) {
         Some((unit, letter)) if style.for_people => format!("{}{letter}", count / unit),
         _ => count.to_string(),
@@ -200,7 +193,12 @@ mod tests {
             revision: 4,
             rules: vec![
                 rule(12, 0, false, &format!("-c OUTPUT -n host -v DROP -p tcp ! --sng-hash {hex} --from exe:/bin/x")),
-                rule(7, 1, false, "-c OUTPUT -n host -v ACCEPT -l l4 --log --comment \"for a while\" --until 2030-01-01T00:00:00Z"),
+                rule(
+                    7,
+                    1,
+                    false,
+                    "-c OUTPUT -n host -v ACCEPT -l l4 --log --comment \"for a while\" --until 2030-01-01T00:00:00Z",
+                ),
                 rule(8, 0, true, "-c INPUT -n lifetime:7@6e6cd9d5-4a0d-4a42-9a4c-0c9a7b1b4c11 -v DROP --dport 1"),
             ],
             policies: vec![

@@ -103,7 +103,9 @@ impl SetCommand {
         };
         let name = match &edit {
             Edit::CreateSet { set } => set.name.clone(),
-            Edit::AddElements { name, .. } | Edit::DeleteElements { name, .. } | Edit::FlushSet { name } => name.clone(),
+            Edit::AddElements { name, .. } | Edit::DeleteElements { name, .. } | Edit::FlushSet { name } => {
+                name.clone()
+            }
             _ => return Err(Trouble::OtherAnswer),
         };
         let changed = session.change(vec![edit])?;
@@ -137,7 +139,11 @@ fn list(name: Option<&SetName>, session: &mut Session<'_, '_>) -> Result<Exit, T
     };
     let Some(found) = sets.iter().find(|listed| listed.set.name == *name) else {
         let message = format!("there is no set {name}");
-        return Err(Trouble::Missing(suggest::beside(message, name.as_str(), sets.iter().map(|listed| &listed.set.name))));
+        return Err(Trouble::Missing(suggest::beside(
+            message,
+            name.as_str(),
+            sets.iter().map(|listed| &listed.set.name),
+        )));
     };
     if style.json {
         return session.json(found);

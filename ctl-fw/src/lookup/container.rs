@@ -76,7 +76,8 @@ fn read(answer: &[u8], name: &str) -> Result<String, ContainerError> {
         "404" => return Err(ContainerError::Unknown(name.into())),
         other => return Err(nonsense(&format!("status {other:?}"))),
     }
-    let container: Container = serde_json::from_slice(&answer[end + 4..]).map_err(|error| nonsense(&error.to_string()))?;
+    let container: Container =
+        serde_json::from_slice(&answer[end + 4..]).map_err(|error| nonsense(&error.to_string()))?;
     Ok(container.id)
 }
 

@@ -63,9 +63,7 @@ pub(crate) fn rule(args: &RuleArgs, progress: &mut Progress<'_>) -> Result<Made,
         None => (namespace::own()?, Vec::new()),
         Some(place) => match (place.negated, namespace::absolute(&place.selector)?) {
             (false, selector) => (selector, Vec::new()),
-            (true, other) => {
-                (Selector::Any, vec![Predicate { negated: true, on: Match::Netns(List::from(other)) }])
-            }
+            (true, other) => (Selector::Any, vec![Predicate { negated: true, on: Match::Netns(List::from(other)) }]),
         },
     };
     let mut notes = Vec::new();
@@ -124,7 +122,11 @@ fn resolve(part: &Part, notes: &mut Vec<String>, progress: &mut Progress<'_>) ->
         Part::Ids { groups, negated, names } => {
             let option = if *groups { "--gid" } else { "--uid" };
             let numbers = ids::numbers(names, *groups);
-            vec![matching(option, *negated, &numbers.map_err(|message| LookupError::Option { option: option.into(), message })?)?]
+            vec![matching(
+                option,
+                *negated,
+                &numbers.map_err(|message| LookupError::Option { option: option.into(), message })?,
+            )?]
         }
         Part::Lookup { kind: LabelKind::Container, negated, name } => {
             let mut found = Vec::new();

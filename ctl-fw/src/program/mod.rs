@@ -250,7 +250,8 @@ fn find(
     }
     let chain: Vec<_> = chain.iter().map(|object| (object.content.opened.as_path(), &object.elf)).collect();
     // The program's own origin is its real path: ld.so asks /proc/self/exe.
-    let origin = |index: usize, path: &Path| if index + 1 == chain.len() { loaded[0].content.real.clone() } else { path.into() };
+    let origin =
+        |index: usize, path: &Path| if index + 1 == chain.len() { loaded[0].content.real.clone() } else { path.into() };
     let chain: Vec<_> = chain.iter().enumerate().map(|(index, (path, elf))| (origin(index, path), *elf)).collect();
     for candidate in searcher.candidates(&chain, name)? {
         // What cannot be opened, or is for another machine, is passed over.

@@ -90,12 +90,8 @@ fn variants(machine: Machine) -> Vec<&'static str> {
         && has!("fma")
         && has!("lzcnt")
         && has!("movbe");
-    let fourth = third
-        && has!("avx512f")
-        && has!("avx512bw")
-        && has!("avx512cd")
-        && has!("avx512dq")
-        && has!("avx512vl");
+    let fourth =
+        third && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
     for (is_there, name) in [(fourth, "x86-64-v4"), (third, "x86-64-v3"), (second, "x86-64-v2")] {
         if is_there {
             found.push(name);
@@ -123,9 +119,10 @@ fn expand(path: &[u8], of: &Path) -> Result<PathBuf, ProgramError> {
     while let Some(dollar) = rest.iter().position(|byte| *byte == b'$') {
         expanded.extend(&rest[..dollar]);
         let after = &rest[dollar..];
-        rest = [&b"$ORIGIN"[..], b"${ORIGIN}"].iter().find_map(|token| after.strip_prefix(*token)).ok_or_else(|| {
-            ProgramError::Token { path: of.into(), token: String::from_utf8_lossy(path).into_owned() }
-        })?;
+        rest =
+            [&b"$ORIGIN"[..], b"${ORIGIN}"].iter().find_map(|token| after.strip_prefix(*token)).ok_or_else(|| {
+                ProgramError::Token { path: of.into(), token: String::from_utf8_lossy(path).into_owned() }
+            })?;
         expanded.extend(origin.as_os_str().as_bytes());
     }
     expanded.extend(rest);
@@ -135,7 +132,8 @@ fn expand(path: &[u8], of: &Path) -> Result<PathBuf, ProgramError> {
 /// What /etc/ld.so.preload puts into every program.
 pub(super) fn preloaded() -> Vec<Vec<u8>> {
     let text = fs::read("/etc/ld.so.preload").unwrap_or_default();
-    let lines = text.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b'#').next().unwrap_or_default());
+    let lines =
+        text.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b'#').next().unwrap_or_default());
     lines
         .flat_map(|line| line.split(|byte| byte.is_ascii_whitespace() || *byte == b':'))
         .filter(|name| !name.is_empty())

@@ -35,7 +35,9 @@ fn aggregate_when_running(program: &str, args: &[&str]) -> Option<Digest> {
 
 #[test]
 fn what_is_predicted_is_what_runs() {
-    for (program, args) in [("/bin/sleep", &["60"][..]), ("/bin/cat", &[]), ("/usr/bin/sort", &[]), ("/bin/bash", &["-c", "read x; exit"])] {
+    for (program, args) in
+        [("/bin/sleep", &["60"][..]), ("/bin/cat", &[]), ("/usr/bin/sort", &[]), ("/bin/bash", &["-c", "read x; exit"])]
+    {
         if !Path::new(program).exists() {
             continue;
         }
@@ -67,7 +69,10 @@ fn a_library_beside_its_program_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     write("lib.c", "int answer(void) { return 42; }");
-    write("main.c", "#include <unistd.h>\nint answer(void); int main(void) { char c; answer(); return read(0, &c, 1); }");
+    write(
+        "main.c",
+        "#include <unistd.h>\nint answer(void); int main(void) { char c; answer(); return read(0, &c, 1); }",
+    );
     let compile = |words: &str| {
         let words = words.split(' ').map(String::from);
         Command::new("cc").current_dir(dir.path()).args(words).status().is_ok_and(|status| status.success())

@@ -135,9 +135,8 @@ enum Both {
 fn both(outer: &[Predicate], inner: &[Predicate]) -> Both {
     let mut together = outer.to_vec();
     for predicate in inner {
-        let is_same = |other: &&mut Predicate| {
-            other.on.option() == predicate.on.option() && other.negated == predicate.negated
-        };
+        let is_same =
+            |other: &&mut Predicate| other.on.option() == predicate.on.option() && other.negated == predicate.negated;
         let Some(same) = together.iter_mut().find(is_same) else {
             together.push(predicate.clone());
             continue;

@@ -74,13 +74,11 @@ fn what_can_be_expressed_is_and_the_rest_is_told() {
 
 #[test]
 fn tables_of_ipv6_are_about_ipv6() {
-    let (rules, left_out, _) = imported("*filter\n-A INPUT -s 2001:db8::/32 -j DROP\n-A INPUT -p ipv6-icmp -j ACCEPT\n");
+    let (rules, left_out, _) =
+        imported("*filter\n-A INPUT -s 2001:db8::/32 -j DROP\n-A INPUT -p ipv6-icmp -j ACCEPT\n");
     assert_eq!(
         rules,
-        [
-            "-A -c INPUT -n host -v DROP -s 2001:db8::/32",
-            "-A -c INPUT -n host -v ACCEPT -s ::/0 -p icmpv6",
-        ]
+        ["-A -c INPUT -n host -v DROP -s 2001:db8::/32", "-A -c INPUT -n host -v ACCEPT -s ::/0 -p icmpv6",]
     );
     assert!(left_out.is_empty());
 }
@@ -93,10 +91,14 @@ fn tricky_lines() {
     };
     let all = |line: &str| one(line).0.join("\n");
     let why = |line: &str| one(line).1;
-    assert_eq!(all("-A INPUT -j c\n-A c -s 10.0.0.0/8 -j d\n-A d -s 10.1.0.0/16 -j DROP\n-A d -s 11.0.0.0/8 -j DROP"),
-        "-A -c INPUT -n host -v DROP -s 10.1.0.0/16");
-    assert_eq!(all("-A INPUT ! -s 10.0.0.0/8 -j c\n-A c ! -s 11.0.0.0/8 -j DROP"),
-        "-A -c INPUT -n host -v DROP -s 0.0.0.0/0 ! -s 10.0.0.0/8,11.0.0.0/8");
+    assert_eq!(
+        all("-A INPUT -j c\n-A c -s 10.0.0.0/8 -j d\n-A d -s 10.1.0.0/16 -j DROP\n-A d -s 11.0.0.0/8 -j DROP"),
+        "-A -c INPUT -n host -v DROP -s 10.1.0.0/16"
+    );
+    assert_eq!(
+        all("-A INPUT ! -s 10.0.0.0/8 -j c\n-A c ! -s 11.0.0.0/8 -j DROP"),
+        "-A -c INPUT -n host -v DROP -s 0.0.0.0/0 ! -s 10.0.0.0/8,11.0.0.0/8"
+    );
     assert_eq!(all("-A INPUT -i eth+ -j c\n-A c -i eth0 -j DROP"), "-A -c INPUT -n host -v DROP -s 0.0.0.0/0 -i eth0");
     assert!(why("-A INPUT -j c\n-A c -p tcp -j RETURN\n-A c -j DROP").contains("returns in its middle"));
     assert!(why("-A INPUT -j c\n-A c -j d\n-A d -j c").contains("too deep"));

@@ -115,7 +115,8 @@ fn checksums(admin: &Path, package: &str) -> Vec<u8> {
 /// Reads `MD5  PATH` lines, where paths have no slash at the beginning.
 fn checksum(list: &[u8], path: &Path) -> Option<String> {
     let wanted = path.strip_prefix("/").ok()?.as_os_str().as_bytes();
-    let line = list.split(|byte| *byte == b'\n').find(|line| line.get(32..34) == Some(b"  ") && &line[34..] == wanted)?;
+    let line =
+        list.split(|byte| *byte == b'\n').find(|line| line.get(32..34) == Some(b"  ") && &line[34..] == wanted)?;
     let sum = std::str::from_utf8(&line[..32]).ok()?;
     sum.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| sum.to_ascii_lowercase())
 }

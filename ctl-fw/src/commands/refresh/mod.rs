@@ -133,7 +133,8 @@ impl RefreshArgs {
                 (now.digest != from).then_some((rule, label, from, now))
             })
             .collect();
-        let mut paths: Vec<_> = changed.iter().flat_map(|(.., now)| now.files.iter().map(|(path, _)| path.clone())).collect();
+        let mut paths: Vec<_> =
+            changed.iter().flat_map(|(.., now)| now.files.iter().map(|(path, _)| path.clone())).collect();
         paths.sort();
         paths.dedup();
         let dpkg = Dpkg::ask(&self.admin_dir, &paths);
@@ -152,7 +153,13 @@ impl RefreshArgs {
         (stale, lost)
     }
 
-    fn show(&self, stale: &[Stale], lost: &[Lost], updated: usize, session: &mut Session<'_, '_>) -> Result<(), Trouble> {
+    fn show(
+        &self,
+        stale: &[Stale],
+        lost: &[Lost],
+        updated: usize,
+        session: &mut Session<'_, '_>,
+    ) -> Result<(), Trouble> {
         if self.quiet {
             return Ok(());
         }
