@@ -383,3 +383,83 @@ fn the_program_ends_with_the_stated_codes() {
     let output = program().args(["-H", "/bin/sh"]).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn rules_follow_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = fs::canonicalize(dir.path()).unwrap();
+    let (tool, other) = (root.join("tool"), root.join("other"));
+    fs::write(&tool, "new").unwrap();
+    fs::write(&other, "same").unwrap();
+    let (old, new, same) = (Digest::of(b"old"), Digest::of(b"new"), Digest::of(b"same"));
+    let text = |digest: Digest| {
+        format!(
+            "-c OUTPUT -n any -v DROP --sng-hash {digest} --from exe:{} ! --sng-hash {same} --from lib:{}",
+            tool.display(),
+            other.display()
+        )
+    };
+    let listing = Listing { rules: vec![common::listed(4, false, &text(old))], ..listing() };
+    // A system of dpkg's of its own, whose one package has the file.
+    let admin = root.join("dpkg");
+    let package = |md5: &str| {
+        fs::create_dir_all(admin.join("info")).unwrap();
+        fs::create_dir_all(admin.join("updates")).unwrap();
+        let status = "Package: pack\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n\n";
+        fs::write(admin.join("status"), status).unwrap();
+        let name = tool.display();
+        fs::write(admin.join("info/pack.list"), format!("{name}\n")).unwrap();
+        fs::write(admin.join("info/pack.md5sums"), format!("{md5}  {}\n", &name.to_string()[1..])).unwrap();
+    };
+    let refresh = |options: &str, answers: Vec<Answer>| {
+        ask_all(&format!("refresh --admin-dir {} {options}", admin.display()), answers)
+    };
+    let listed = || Answer::Listing(listing.clone());
+    let done = || changed(vec![Done::Rule(Box::new(common::listed(4, false, &text(new))))]);
+
+    let (outcome, asked) = refresh("--dry-run", vec![listed()]);
+    assert_eq!((outcome.exit, asked.len()), (Exit::Done, 1), "{outcome:?}");
+    assert!(
+        outcome.out.contains("of no package") && outcome.out.contains("would update 1 of 1 digest"),
+        "{}",
+        outcome.out
+    );
+    let (outcome, asked) = refresh("--dpkg", vec![listed()]);
+    assert_eq!((outcome.exit, asked.len()), (Exit::Negative, 1), "{outcome:?}");
+
+    let replaced = |asked: &Request| {
+        let Request::Change { edits, expected: Some(7), .. } = asked else { panic!("{asked:?}") };
+        assert_eq!(edits, &[Edit::Replace { id: 4, rule: rule(&text(new)) }]);
+    };
+    let (outcome, asked) = refresh("", vec![listed(), done()]);
+    assert_eq!(outcome.exit, Exit::Done);
+    replaced(&asked[1]);
+
+    if Command::new("dpkg-query").arg("--version").output().is_ok() {
+        // MD5 of "new".
+        package("22af645d1859cb5ca6da0c484f1f37ea");
+        let (outcome, asked) = refresh("--dpkg --json", vec![listed(), done()]);
+        let value: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+        assert_eq!(
+            (&value["changed"][0]["record"], &value["changed"][0]["package"]),
+            (&"confirmed".into(), &"pack".into())
+        );
+        replaced(&asked[1]);
+        package("00000000000000000000000000000000");
+        let (outcome, asked) = refresh("", vec![listed()]);
+        assert_eq!((outcome.exit, asked.len()), (Exit::Negative, 1), "{outcome:?}");
+        assert!(outcome.out.contains("NOT as pack has it") && outcome.err.contains("--force"), "{outcome:?}");
+        let (outcome, asked) = refresh("--force", vec![listed(), done()]);
+        assert_eq!(outcome.exit, Exit::Done);
+        replaced(&asked[1]);
+    }
+
+    fs::remove_file(&tool).unwrap();
+    let (outcome, asked) = refresh("", vec![listed()]);
+    assert_eq!((outcome.exit, asked.len()), (Exit::Negative, 1));
+    assert!(outcome.err.contains("note: exe:"), "{}", outcome.err);
+    let (outcome, _) = refresh("--quiet", vec![listed()]);
+    assert_eq!((outcome.exit, outcome.out.as_str(), outcome.err.as_str()), (Exit::Done, "", ""));
+    assert_eq!(run(&root.join("none"), "refresh --quiet").exit, Exit::Done);
+    assert_eq!(run(&root.join("none"), "refresh").exit, Exit::Error);
+}

@@ -100,7 +100,7 @@ pub(crate) fn perform(task: &Task, session: &mut Session<'_, '_>) -> Result<Exit
             Command::Refresh(args) => args.run(session),
             Command::Import(command) => command.run(session),
             Command::Completions { shell } => {
-                session.out().write_all(&manual::completions(&mut crate::args::command(), *shell))?;
+                session.out().write_all(&manual::completions(&crate::args::command(), *shell))?;
                 Ok(Exit::Done)
             }
             Command::Man { dir } => {

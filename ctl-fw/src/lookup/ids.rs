@@ -4,7 +4,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use shared::rule::IdRange;
 
 /// `names` with numbers in place of names: `www-data,1000-1999` becomes `33,1000-1999`.
-pub(super) fn numbers(names: &str, groups: bool) -> Result<String, String> {
+pub(crate) fn numbers(names: &str, groups: bool) -> Result<String, String> {
     let number = |name: &str| match name.parse::<IdRange>() {
         Ok(range) => Ok(range.to_string()),
         Err(_) => id(name, groups).map(|id| id.to_string()),

@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::rule_options::Part;
 
 pub(crate) use container::ContainerError;
-pub(crate) use ids::{group_name, user_name};
+pub(crate) use ids::{group_name, numbers as ids_in, user_name};
 pub(crate) use process::{ProcessError, aggregate_of};
 
 /// Why a rule cannot be made.
@@ -179,16 +179,6 @@ fn digest(
             Ok(("--agg-hash", pid.to_string(), process::aggregate_of(pid, progress)?))
         }
         LabelKind::Container => Err(option("no digest".into())),
-    }
-}
-
-/// The digest that the label of a rule stands for now; `None` if a label of its kind is not looked up again.
-pub(crate) fn refreshed(label: &Label, progress: &mut Progress<'_>) -> Option<Result<Digest, LookupError>> {
-    match label.kind {
-        LabelKind::Exe | LabelKind::Lib | LabelKind::Exec => {
-            Some(digest(label.kind, &label.name, &mut Vec::new(), progress).map(|(_, _, digest)| digest))
-        }
-        LabelKind::Pid | LabelKind::Container => None,
     }
 }
 
