@@ -1,10 +1,11 @@
 //! REJECT: nothing arrives, and the program that sent it gets an error at once.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::process::run;
-use harness::{LIMIT, Ns, Server};
+use harness::{Actor, LIMIT, Ns, Server};
 
 use crate::forward::Host;
 use crate::pair::Pair;
@@ -30,16 +31,19 @@ fn a_connection_is_refused_at_once() -> Result<()> {
     world.queue_output()?;
     for options in [&[][..], &["--no-probe"]] {
         let mut daemon = world.daemon(options)?;
-        reject(&pair, Path::new("/bin/bash"))?;
         let arrived = world.count("tcp dport 7")?;
+        // Another program is not concerned.
+        let mut other = pair.start(&pair.good, &["tcp", &pair.to4(7)])?;
+        other.step("converse 3")?;
+        other.step("close")?;
+        pair.settle()?;
+        ensure!(arrived.delta()? > 0);
+        reject(&pair, Path::new("/bin/bash"))?;
         for peer in [world.peer4().to_string(), world.peer6().to_string()] {
             let tried = world.run(Ns::Local, &["timeout", "10", "bash", "-c", CONNECT, &peer, "7"], LIMIT)?;
             ensure!(tried.code() == 1 && tried.stderr.contains(REFUSED), "{peer}: {tried}");
         }
         pair.silent(&arrived)?;
-        // Another program is not concerned.
-        let mut other = pair.start(&pair.good, &["tcp", &pair.to4(7)])?;
-        other.step("converse 3")?;
         pair.no_rules("OUTPUT")?;
         assert!(daemon.stop()?.success());
     }
@@ -53,13 +57,13 @@ fn a_datagram_is_unreachable_at_once() -> Result<()> {
     let _server = world.udp_echo(7)?;
     world.queue_output()?;
     let _daemon = world.daemon(&[])?;
-    for peer in [world.peer4().to_string(), world.peer6().to_string()] {
-        let ask = || world.run(Ns::Local, &["bash", "-c", ASK, &peer, "7"], LIMIT);
-        ask()?.ok()?;
-        reject(&pair, Path::new("/bin/bash"))?;
+    for (to, peer) in [(pair.to4(7), world.peer4()), (pair.to6(7), world.peer6())] {
         let arrived = world.count("udp dport 7")?;
-        let asked = ask()?;
-        ensure!(asked.code() == 1 && asked.stderr.contains(REFUSED), "{peer}: {asked}");
+        pair.start(&pair.good, &["udp", &to])?.step("converse 2")?;
+        ensure!(arrived.delta()? == 2);
+        reject(&pair, Path::new("/bin/bash"))?;
+        let asked = world.run(Ns::Local, &["bash", "-c", ASK, &peer.to_string(), "7"], LIMIT)?;
+        ensure!(asked.code() == 1 && asked.stderr.contains(REFUSED), "{asked}");
         pair.silent(&arrived)?;
         pair.no_rules("OUTPUT")?;
     }
@@ -100,8 +104,17 @@ fn a_container_gets_its_error_too() -> Result<()> {
     host.iptables("FORWARD -i docker0 -j NFQUEUE --queue-num 0")?;
     let _daemon = host.daemon()?;
     let digest = host.world.sha256(Path::new("/bin/bash"))?;
-    host.ctl(&format!("-A -c OUTPUT -n any -v REJECT --sng-hash {digest}"))?;
     let arrived = host.world.count("tcp dport 7")?;
+    let mut other = Actor::start(
+        &container,
+        &host.world.programs().path("actor")?,
+        &["tcp", &format!("{}:7", host.world.peer4())],
+    )?;
+    other.step("converse 1")?;
+    other.step("close")?;
+    host.world.wait_connections_closed(Ns::Peer)?;
+    ensure!(arrived.delta()? > 0);
+    host.ctl(&format!("-A -c OUTPUT -n any -v REJECT --sng-hash {digest}"))?;
     let peer = host.world.peer4().to_string();
     let mut connect = container.command("timeout");
     let tried = run(connect.args(["10", "bash", "-c", CONNECT, &peer, "7"]), LIMIT)?;
@@ -109,23 +122,29 @@ fn a_container_gets_its_error_too() -> Result<()> {
     arrived.assert_silent()
 }
 
-/// What nobody told to send: the answer to a packet with a forged source would carry it out.
+/// The answer to a packet with a forged source would carry it out: the peer routes back whatever is sent to there.
 #[test]
 fn a_forged_source_gets_no_answer() -> Result<()> {
+    const TIMES: u64 = 20;
     let pair = Pair::new("reject forged")?;
     let world = &pair.world;
     world.queue_output()?;
     let _daemon = world.daemon(&[])?;
-    let out = world.count("ip protocol icmp")?;
-    world.ctl_ok(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "REJECT"])?;
-    // IPv4 and UDP headers from 203.0.113.9 to the peer, by a raw socket that writes them itself.
-    let peer = world.peer4().octets();
-    let header = format!("4500001c0000400040110000cb007109{}", hex(&peer));
-    let datagram = format!("{header}0400000700080000");
+    let std::net::IpAddr::V4(peer) = world.peer4() else { bail!("no IPv4") };
+    // IPv4 and UDP headers, by a raw socket that writes them itself: from where nobody is, to the peer.
+    let datagram = format!("4500001c0000400040110000{}{}0400000700080000", hex(&NOBODY), hex(&peer.octets()));
+    let out = world.count(&format!("ip saddr {}", Ipv4Addr::from(NOBODY)))?;
     let mut evil = pair.start(&pair.evil, &["udp", &pair.to4(9)])?;
-    evil.step(&format!("raw 20 255 patient {datagram}"))?;
+    let forge = format!("raw {TIMES} 255 patient {datagram}");
+    evil.step(&forge)?;
+    pair.exactly(&out, TIMES, "forged datagrams")?;
+    world.ctl_ok(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "REJECT"])?;
+    evil.step(&forge)?;
     pair.silent(&out)
 }
+
+/// Of TEST-NET-3 (RFC 5737).
+const NOBODY: [u8; 4] = [203, 0, 113, 9];
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
