@@ -67,7 +67,8 @@ pub(crate) fn check(book: &Book) {
     }
     let mut uses = BTreeMap::new();
     for entry in book.rules() {
-        let mut names: Vec<_> = entry.rule.predicates.iter().flat_map(|it| it.on.sets()).map(|(name, _)| name).collect();
+        let mut names: Vec<_> =
+            entry.rule.predicates.iter().flat_map(|it| it.on.sets()).map(|(name, _)| name).collect();
         names.sort();
         names.dedup();
         names.into_iter().for_each(|name| *uses.entry(name.clone()).or_insert(0) += 1);
@@ -149,10 +150,7 @@ fn what_makes_no_sense_is_refused() {
     use BookError as E;
     let refused = |edit| refused(&mut book, edit);
     let mut refused = refused;
-    assert!(matches!(
-        refused(add("-c OUTPUT -n host -v DROP", Some(2))),
-        E::OutOfRange { position: 2, length: 1, .. }
-    ));
+    assert!(matches!(refused(add("-c OUTPUT -n host -v DROP", Some(2))), E::OutOfRange { position: 2, length: 1, .. }));
     let host = || Selector::Host;
     let delete = Edit::DeleteAt { chain: Chain::Output, namespace: host(), position: 1 };
     assert_eq!(refused(delete).to_string(), "there is no rule at position 1: OUTPUT of host has 1 rules");
@@ -254,13 +252,14 @@ fn any_edit() -> impl Strategy<Value = Edit> {
     let selector = prop_oneof![Just(Selector::Any), Just(Selector::Host)];
     let place = (chain, selector);
     let name = prop_oneof![Just("a"), Just("b")].prop_map(|name| name.parse::<SetName>().unwrap());
-    let set = (name.clone(), any::<bool>(), prop::collection::vec(1..9u16, 0..4)).prop_map(|(name, ports, elements)| {
-        let texts: Vec<String> =
-            elements.iter().map(|n| if ports { n.to_string() } else { format!("10.0.0.{n}") }).collect();
-        let kind = if ports { shared::set::SetKind::Ports } else { shared::set::SetKind::Addresses };
-        let elements = shared::set::Elements::parse(kind, texts.iter().map(String::as_str)).unwrap();
-        Set { name, elements }
-    });
+    let set =
+        (name.clone(), any::<bool>(), prop::collection::vec(1..9u16, 0..4)).prop_map(|(name, ports, elements)| {
+            let texts: Vec<String> =
+                elements.iter().map(|n| if ports { n.to_string() } else { format!("10.0.0.{n}") }).collect();
+            let kind = if ports { shared::set::SetKind::Ports } else { shared::set::SetKind::Addresses };
+            let elements = shared::set::Elements::parse(kind, texts.iter().map(String::as_str)).unwrap();
+            Set { name, elements }
+        });
     let element = (1..9u16).prop_map(|n| n.to_string());
     let rule = (place.clone(), 0..6u8, 1..5u16).prop_map(|((chain, namespace), asks, port)| {
         let asks = match asks {

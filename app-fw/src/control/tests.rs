@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use nix::sys::stat::{Mode, umask};
 use shared::control::{
-    self, Announcement, Call, Changed, Edit, Failure, FailureKind, HEADER, MAX_ANSWER, MAX_ROOT_REQUEST, Status, VERSION,
+    self, Announcement, Call, Changed, Edit, Failure, FailureKind, HEADER, MAX_ANSWER, MAX_ROOT_REQUEST, Status,
+    VERSION,
 };
 use shared::{Chain, Selector, Verdict};
 use tempfile::TempDir;
@@ -75,7 +76,12 @@ impl Running {
         server.limits = limits;
         let (started_in, started) = mpsc::sync_channel(100);
         let (gate, gate_out) = mpsc::channel();
-        let toy = Arc::new(Toy { asked: Mutex::default(), started: started_in, gate: Mutex::new(gate_out), hub: Hub::default() });
+        let toy = Arc::new(Toy {
+            asked: Mutex::default(),
+            started: started_in,
+            gate: Mutex::new(gate_out),
+            hub: Hub::default(),
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let handler: Arc<dyn Handler> = toy.clone();
         let thread = std::thread::spawn(move || {
@@ -464,8 +470,12 @@ fn others_may_look_but_not_touch() {
         .unwrap();
     assert!(status.success());
     let asked = server.toy.asked.lock().unwrap();
-    let expected =
-        [Request::Status, Request::List { chain: None, namespace: None }, Request::History { count: None }, Request::Status];
+    let expected = [
+        Request::Status,
+        Request::List { chain: None, namespace: None },
+        Request::History { count: None },
+        Request::Status,
+    ];
     assert_eq!(*asked, expected);
 }
 

@@ -67,7 +67,8 @@ fn a_change_is_stored_in_force_and_announced_or_nothing_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let (registrar, hub) = registrar(dir.path());
     let reader = hub.subscribe(true, false);
-    let changed = change(&registrar, [add("-c OUTPUT -n host -v DROP"), add("-c INPUT -n /proc/1/ns/net -v DROP")]).unwrap();
+    let changed =
+        change(&registrar, [add("-c OUTPUT -n host -v DROP"), add("-c INPUT -n /proc/1/ns/net -v DROP")]).unwrap();
     assert_eq!((changed.revision, changed.rules), (1, 2));
     let Done::Rule(second) = &changed.done[1] else { panic!("{changed:?}") };
     assert_eq!((second.id, second.position, &second.rule.namespace), (2, 0, &Selector::Host));

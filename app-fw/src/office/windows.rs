@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn the_next_look_is_no_later_than_the_next_change() {
-        let windows = ["09:00-10:00", "fri@22:00-06:00", "sun@02:30-03:30", "00:00-24:00", "sat,sun", "01:00-02:00/utc"];
+        let windows =
+            ["09:00-10:00", "fri@22:00-06:00", "sun@02:30-03:30", "00:00-24:00", "sat,sun", "01:00-02:00/utc"];
         // Over both changes of clocks.
         for begin in ["2026-03-27T00:00:00Z", "2026-10-23T00:00:00Z"] {
             let begin: Timestamp = begin.parse().unwrap();

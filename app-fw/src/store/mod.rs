@@ -68,7 +68,13 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be written. Then nothing of it is.
-    pub fn commit(&mut self, book: &Book, last_id: u64, delta: &Delta, author: &Author) -> Result<Revision, StoreError> {
+    pub fn commit(
+        &mut self,
+        book: &Book,
+        last_id: u64,
+        delta: &Delta,
+        author: &Author,
+    ) -> Result<Revision, StoreError> {
         // As exact as it is stored.
         let time = Timestamp::from_microsecond(author.time.as_microsecond()).unwrap_or(author.time);
         let revision = Revision {

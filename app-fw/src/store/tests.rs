@@ -349,11 +349,8 @@ fn the_past_is_kept_up_to_a_bound() {
         both.store.history(100).unwrap().iter().filter(|it| it.undoable).map(|it| it.number).collect::<Vec<_>>()
     };
     assert_eq!(undoable(&both), [8, 7, 6, 5, 4, 3, 2, 1]);
-    let length: i64 = both
-        .store
-        .connection
-        .query_row("SELECT max(length(past)) FROM revisions", [], |row| row.get(0))
-        .unwrap();
+    let length: i64 =
+        both.store.connection.query_row("SELECT max(length(past)) FROM revisions", [], |row| row.get(0)).unwrap();
     both.store.limit_past(3 * length as usize);
     both.change([add("-c OUTPUT -n host -v DROP")]).unwrap();
     assert_eq!(undoable(&both), [9, 8, 7]);
