@@ -112,7 +112,7 @@ fn oversized_frames_are_refused_unread() -> Result<()> {
         assert_eq!(client.refusal()?, FailureKind::Malformed);
         assert!(client.is_closed()?);
     }
-    // The longest that is allowed is read, and then it makes no sense.
+    // A long one is read, and then it makes no sense.
     let mut client = Raw::open(socket)?;
     client.frame(&vec![b' '; MAX_REQUEST])?;
     assert_eq!(client.refusal()?, FailureKind::Malformed);
