@@ -10,9 +10,10 @@ use std::process::{Command, Stdio};
 
 use common::{Daemon, ask, ask_all, changed, own_namespace, rule, run};
 use ctl_fw::{Console, Exit};
+use proptest::prelude::*;
 use shared::control::{
-    Announcement, Answer, Done, Edit, Failure, FailureKind, ListedPolicy, ListedRule, ListedSet, Listing, Request,
-    Revision,
+    self, Announcement, Answer, Done, Edit, Failure, FailureKind, ListedPolicy, ListedRule, ListedSet, Listing,
+    Request, Revision,
 };
 use shared::document::Document;
 use shared::set::{Elements, Set, SetKind};
@@ -463,3 +464,143 @@ fn rules_follow_their_files() {
     assert_eq!(run(&root.join("none"), "refresh --quiet").exit, Exit::Done);
     assert_eq!(run(&root.join("none"), "refresh").exit, Exit::Error);
 }
+
+#[test]
+fn a_program_that_does_not_run_is_explained() {
+    let answer = control::Explanation {
+        chain: Chain::Input,
+        namespace: Selector::Any,
+        owners: vec![],
+        rules: vec![],
+        policy: Verdict::Drop,
+        verdict: Some(Verdict::Drop),
+        reason: Some(shared::Reason::Policy),
+    };
+    let (outcome, asked) = ask("explain sh -c INPUT -n any", Answer::Explanation(Box::new(answer)));
+    let Request::Explain { subject: control::Subject::Program { objects }, chain, flow, namespace } = asked else {
+        panic!("{asked:?}")
+    };
+    assert_eq!((chain, flow, namespace), (Chain::Input, None, Some(Selector::Any)));
+    let shell = fs::canonicalize("/bin/sh").unwrap();
+    assert_eq!(objects[0].path, shell.to_str().unwrap());
+    assert_eq!(objects[0].digest, Some(Digest::of(&fs::read(&shell).unwrap())));
+    assert_eq!(outcome.exit, Exit::Done);
+    assert!(outcome.out.ends_with("Verdict: DROP: No rule fired; the chain's policy decided.\n"), "{}", outcome.out);
+}
+
+#[test]
+fn what_was_learned_is_applied_in_one_change() {
+    let time = "2026-11-21T12:00:00Z".parse().unwrap();
+    let learned = control::Learned {
+        chain: Chain::Output,
+        namespace: Selector::Host,
+        programs: vec![control::LearnedProgram {
+            path: "/usr/bin/curl".into(),
+            digest: Some(Digest::of(b"curl")),
+            aggregate: None,
+        }],
+        protocol: shared::Protocol::UDP,
+        remote: "192.0.2.53".parse().unwrap(),
+        port: Some(53),
+        packets: 7,
+        reason: shared::Reason::Policy,
+        first: time,
+        last: time,
+    };
+    let answers = vec![Answer::Learned(vec![learned]), changed(vec![]), Answer::Learned(vec![])];
+    let (outcome, asked) = ask_all("learn --apply --clear", answers);
+    assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Done, "revision 9: added 1 rule\n"));
+    assert_eq!(asked[0], Request::Learned { clear: false });
+    let expected = format!(
+        "-c OUTPUT -n host -v ACCEPT -p udp -d 192.0.2.53 --dport 53 --sng-hash {} --from exe:/usr/bin/curl \
+         --comment \"learned: curl, 7 packets\"",
+        Digest::of(b"curl")
+    );
+    assert_eq!(edit(asked[1].clone()).0, Edit::Add { rule: rule(&expected), position: None });
+    assert_eq!(asked[2], Request::Learned { clear: true });
+    let (outcome, _) = ask("learn --apply", Answer::Learned(vec![]));
+    assert_eq!(outcome.exit, Exit::Negative);
+}
+
+#[test]
+fn imported_rules_are_added_all_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("v4");
+    fs::write(&file, "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -s 192.0.2.1/32 -j DROP\n-A INPUT -m u32 -j DROP\n")
+        .unwrap();
+    let line = format!("import iptables -n any {}", file.display());
+    let outcome = run(Path::new("/nonexistent"), &line);
+    assert_eq!(outcome.exit, Exit::Done);
+    assert!(
+        outcome.out.ends_with("-P INPUT ACCEPT -n any\n-A -c INPUT -n any -v DROP -s 192.0.2.1/32\n"),
+        "{}",
+        outcome.out
+    );
+    let expected = format!("{}:4: -m u32 has no counterpart: -A INPUT -m u32 -j DROP\n", file.display());
+    assert_eq!(outcome.err, expected);
+    Document::parse(&outcome.out).unwrap();
+    let outcome = run(Path::new("/nonexistent"), &format!("{line} --apply"));
+    assert!(outcome.exit == Exit::Error && outcome.err.contains("--partial"), "{}", outcome.err);
+    let (outcome, asked) = ask(&format!("{line} --apply --partial"), changed(vec![]));
+    let Request::Change { edits, .. } = asked else { panic!() };
+    assert_eq!(edits.len(), 2);
+    assert_eq!(outcome.out, "revision 9: added 1 rule\n");
+}
+
+#[test]
+fn a_long_ruleset_goes_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules");
+    let line = |port: u32| format!("-A -c OUTPUT -n any -v DROP -d 192.0.2.1/32 --dport {}\n", port % 65_536);
+    fs::write(&file, (0..20_000).map(line).collect::<String>()).unwrap();
+    assert!(fs::metadata(&file).unwrap().len() > control::MAX_REQUEST as u64);
+    let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
+    let Request::Restore { document, .. } = asked else { panic!() };
+    assert_eq!((outcome.exit, document.rules.len()), (Exit::Done, 20_000));
+}
+
+proptest! {
+    /// What is saved, in either form, restores to the same.
+    #[test]
+    fn documents_round_trip(lines in prop::collection::vec((0..SAMPLES.len(), any::<bool>(), 1..1000u64), 0..8), json in any::<bool>()) {
+        let mut rules = Vec::new();
+        for (sample, negated, id) in lines {
+            let mark = if negated { "! " } else { "" };
+            rules.push(common::listed(id + 1000 * rules.len() as u64, false, &format!("-c OUTPUT -n any -v DROP {mark}{}", SAMPLES[sample])));
+        }
+        let listing = Listing { rules, ..listing() };
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("rules");
+        let form = if json { "--json" } else { "" };
+        ask(&format!("save {form} {}", file.display()), Answer::Listing(listing.clone()));
+        let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
+        prop_assert_eq!(outcome.err, "");
+        let Request::Restore { document, .. } = asked else { panic!() };
+        let restored: Vec<_> = document.rules.into_iter().map(|numbered| (numbered.id.unwrap(), numbered.rule)).collect();
+        let saved: Vec<_> = listing.rules.into_iter().map(|listed| (listed.id, listed.rule)).collect();
+        prop_assert_eq!(restored, saved);
+    }
+
+    #[test]
+    fn no_arguments_panic(words in prop::collection::vec("(-[A-Za-z!]|--?[a-z-]{0,12}|!|[a-zA-Z0-9/:.,@]{0,8})", 0..8)) {
+        // None of these finds a daemon.
+        let words: Vec<_> = words.iter().map(String::as_str).filter(|word| !SLOW.contains(word)).collect();
+        let outcome = common::run_words(Path::new("/nonexistent"), &words);
+        prop_assert!(outcome.exit != Exit::Done || outcome.err.is_empty());
+    }
+}
+
+/// Match options, each of which stands behind a negation or not.
+const SAMPLES: [&str; 8] = [
+    "-d 192.0.2.0/24,@lan --comment \"a \\\"b\\\" \\\\ c\"",
+    "--dport 80,443 --until 2030-01-01T00:00:00Z",
+    "-i eth+ --log",
+    "--sng-hash 27125f03b2a1c8d97f6a0be8c5a3e4d1f00b8a7c6d5e4f3a2b1c0d9e8f7a6b5c --from \"exe:/opt/my app\"",
+    "--traced --no-log",
+    "--object-path \"/opt/{a,b}/*\" -l l3",
+    "--time mon-fri@08:00-18:00 --limit 10/s:20",
+    "--uid 0-999 --unit nginx --owner owned",
+];
+
+/// Words that make it read the standard input, or files of this machine.
+const SLOW: [&str; 4] = ["-", "restore", "import", "man"];
