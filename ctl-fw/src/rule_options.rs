@@ -145,7 +145,7 @@ impl RuleOption {
     fn arg(&'static self) -> Arg {
         let (short_help, more) = self.help.split_once("\n\n").unwrap_or((self.help, ""));
         let heading = if matches!(self.kind, Kind::Lookup(_)) { LOOKUP_HEADING } else { HEADING };
-        let mut arg = Arg::new(self.long).long(self.long).help(short_help).help_heading(heading);
+        let mut arg = Arg::new(self.long).long(self.long).help(short_help.trim_end_matches('.')).help_heading(heading);
         if !more.is_empty() {
             arg = arg.long_help(format!("{short_help}\n\n{more}"));
         }

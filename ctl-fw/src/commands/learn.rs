@@ -191,6 +191,10 @@ fn left_out(one: &Learned) -> String {
 fn write(out: &mut dyn Write, ruleset: &Ruleset, flows: usize) -> Result<(), Trouble> {
     writeln!(out, "# Made by ctl-fw learn of {}; to be reviewed.", count(flows, "recorded flow"))?;
     writeln!(out, "# `ctl-fw learn --apply` adds these rules to those in force; `restore` would replace them.")?;
+    writeln!(
+        out,
+        "# Whoever has a program's file mapped matches its digest; `--aggregate` takes whole images instead."
+    )?;
     for sentence in &ruleset.left_out {
         writeln!(out, "# Left out: {sentence}")?;
     }
