@@ -23,6 +23,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Nobody looks.
+    #[cfg(test)]
     pub(crate) fn none() -> Progress<'static> {
         Progress::new(None)
     }

@@ -65,7 +65,7 @@ options! {
     "out-interface" Some('o'), Some("NAME"), Kind::Match,
         "Interface the packet leaves by; eth+ for all whose names begin with eth.", "-o wg0";
     "netns" None, Some("NAMESPACE"), Kind::Match,
-        "Network namespace of the packet's socket: further narrows, or with a negation widens, what -n says.",
+        "Network namespace of the packet's socket: further narrows what -n says.",
         "--netns netns:blue";
     "sng-hash" None, Some("HEX,..."), Kind::Match,
         "A file mapped executable in the process has this SHA-256, or one of an @SET of digests.",
@@ -145,7 +145,7 @@ impl RuleOption {
     fn arg(&'static self) -> Arg {
         let (short_help, more) = self.help.split_once("\n\n").unwrap_or((self.help, ""));
         let heading = if matches!(self.kind, Kind::Lookup(_)) { LOOKUP_HEADING } else { HEADING };
-        let mut arg = Arg::new(self.long).long(self.long).help(short_help).help_heading(heading);
+        let mut arg = Arg::new(self.long).long(self.long).help(short_help.trim_end_matches('.')).help_heading(heading);
         if !more.is_empty() {
             arg = arg.long_help(format!("{short_help}\n\n{more}"));
         }
@@ -153,7 +153,7 @@ impl RuleOption {
             arg = arg.short(letter);
         }
         if self.kind == Kind::From {
-            arg = arg.hide_short_help(true);
+            arg = arg.hide_short_help(true).long_help(short_help);
         }
         match self.value {
             Some(name) => {

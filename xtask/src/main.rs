@@ -4,6 +4,7 @@ mod cargo;
 mod demo;
 mod install;
 mod interrupt;
+mod man;
 mod own_network;
 mod test;
 
@@ -18,8 +19,9 @@ usage: cargo xtask COMMAND
                      blocks curl by its SHA-256 while wget passes; removes everything it made
   test [-- ARGS]     install what the tests need, then format check, clippy, rustdoc, and all tests
                      (ARGS go to `cargo test`)
+  man DIR            build, and write the manual pages and shell completions into DIR
 
-Both need root. Neither touches the machine's own network namespace.
+The first two need root. Neither touches the machine's own network namespace.
 Exit code: 0 all as it should be, 1 something was not (the last line says what), 2 cannot be run like this.
 ";
 
@@ -55,6 +57,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         ["demo"] => demo::run().map(|()| ExitCode::SUCCESS),
+        ["man", dir] => man::run(dir).map(|()| ExitCode::SUCCESS),
         ["test"] => test::run(&[]),
         ["test", "--", more @ ..] => test::run(more),
         _ => Err(Unfit(format!("no such command: {}\n\n{USAGE}", words.join(" "))).into()),

@@ -94,6 +94,13 @@ struct Seen {
     packets: u64,
 }
 
+/// What one rule lets pass.
+#[derive(Default)]
+struct Merged {
+    ports: Vec<u16>,
+    packets: u64,
+}
+
 fn ruleset(learned: &[Learned], aggregate: bool) -> Ruleset {
     let mut found = Ruleset::default();
     let mut kinds: BTreeMap<(Kind, Option<u16>), Seen> = BTreeMap::new();
@@ -115,13 +122,13 @@ fn ruleset(learned: &[Learned], aggregate: bool) -> Ruleset {
         seen.packets += one.packets;
     }
     // Ports with the same far ends share a rule.
-    let mut merged: BTreeMap<(&Kind, &BTreeSet<IpAddr>), (Vec<u16>, u64)> = BTreeMap::new();
+    let mut merged: BTreeMap<(&Kind, &BTreeSet<IpAddr>), Merged> = BTreeMap::new();
     for ((kind, port), seen) in &kinds {
-        let (ports, packets) = merged.entry((kind, &seen.remotes)).or_default();
-        ports.extend(port);
-        *packets += seen.packets;
+        let merged = merged.entry((kind, &seen.remotes)).or_default();
+        merged.ports.extend(port);
+        merged.packets += seen.packets;
     }
-    for ((kind, remotes), (ports, packets)) in merged {
+    for ((kind, remotes), Merged { ports, packets }) in merged {
         let heading = kind.programs.iter().map(|(path, ..)| plain(path)).collect::<Vec<_>>().join(" and ");
         match rule(kind, remotes, &ports, packets, aggregate) {
             Ok(rule) => match found.programs.last_mut() {
@@ -184,6 +191,10 @@ fn left_out(one: &Learned) -> String {
 fn write(out: &mut dyn Write, ruleset: &Ruleset, flows: usize) -> Result<(), Trouble> {
     writeln!(out, "# Made by ctl-fw learn of {}; to be reviewed.", count(flows, "recorded flow"))?;
     writeln!(out, "# `ctl-fw learn --apply` adds these rules to those in force; `restore` would replace them.")?;
+    writeln!(
+        out,
+        "# Whoever has a program's file mapped matches its digest; `--aggregate` takes whole images instead."
+    )?;
     for sentence in &ruleset.left_out {
         writeln!(out, "# Left out: {sentence}")?;
     }

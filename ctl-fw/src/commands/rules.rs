@@ -28,6 +28,7 @@ pub enum RuleCommand {
         position: usize,
     },
     /// Put another rule in the place of one. It keeps id and counters.
+    #[command(override_usage = "ctl-fw rule replace ID -c CHAIN -v VERDICT [-n NAMESPACE] [[!] MATCH]...")]
     Replace {
         /// The rule that was.
         id: u64,

@@ -20,7 +20,9 @@ use crate::rule_options::Part;
 
 pub(crate) use container::ContainerError;
 pub(crate) use ids::{group_name, numbers as ids_in, user_name};
-pub(crate) use process::{ProcessError, aggregate_of};
+pub(crate) use process::ProcessError;
+#[cfg(test)]
+pub(crate) use process::aggregate_of;
 
 /// Why a rule cannot be made.
 #[derive(Debug, thiserror::Error)]

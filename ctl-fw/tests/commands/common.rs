@@ -1,15 +1,19 @@
 //! A daemon that answers as the test wants.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{JoinHandle, spawn};
 
 use ctl_fw::{Console, Exit};
 use serde::Serialize;
-use shared::control::{self, Answer, Call, Changed, Done, HEADER, ListedRule, MAX_ROOT_REQUEST, Request, VERSION};
-use shared::{Rule, Selector};
+use shared::control::{
+    self, Answer, Call, Changed, Done, Edit, HEADER, ListedPolicy, ListedRule, ListedSet, Listing, MAX_ROOT_REQUEST,
+    Request, VERSION,
+};
+use shared::set::{Elements, Set, SetKind};
+use shared::{Chain, Rule, Selector, Verdict};
 use tempfile::TempDir;
 
 /// A daemon that answers one request after another, and what it was asked.
@@ -99,10 +103,49 @@ pub fn rule(text: &str) -> Rule {
     text.parse().unwrap()
 }
 
-pub fn listed(id: u64, dormant: bool, text: &str) -> ListedRule {
+pub fn listed_rule(id: u64, dormant: bool, text: &str) -> ListedRule {
     ListedRule { id, position: 2, dormant, packets: 3, bytes: 4, rule: rule(text) }
 }
 
 pub fn changed(done: Vec<Done>) -> Answer {
     Answer::Changed(Changed { revision: 9, done, rules: 5 })
+}
+
+pub fn listed(dormant: bool) -> ListedRule {
+    listed_rule(4, dormant, "-c OUTPUT -n netns:blue -v DROP --dport 80")
+}
+
+pub fn ruled(dormant: bool) -> Answer {
+    changed(vec![Done::Rule(Box::new(listed(dormant)))])
+}
+
+/// The one edit of a change, and its note.
+pub fn edit(request: Request) -> (Edit, String) {
+    let Request::Change { mut edits, note, expected: None } = request else { panic!("{request:?}") };
+    assert_eq!(edits.len(), 1);
+    (edits.remove(0), note.unwrap())
+}
+
+pub fn listing() -> Listing {
+    let policy = |namespace, verdict, stored| ListedPolicy { chain: Chain::Output, namespace, verdict, stored };
+    let elements = Elements::parse(SetKind::Addresses, ["10.0.0.0/8"]).unwrap();
+    Listing {
+        revision: 7,
+        rules: vec![listed(true)],
+        policies: vec![policy(Selector::Any, Verdict::Accept, false), policy(Selector::Host, Verdict::Drop, true)],
+        sets: vec![ListedSet { set: Set { name: "lan".parse().unwrap(), elements }, used_by: 0 }],
+    }
+}
+
+/// Fails like a pipe whose reader has gone, or like a full disk.
+pub struct Broken(pub io::ErrorKind);
+
+impl Write for Broken {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(self.0.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

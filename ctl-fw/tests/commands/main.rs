@@ -1,0 +1,6 @@
+//! The command line against a daemon that answers as the test wants.
+
+mod common;
+mod files;
+mod rules;
+mod rulesets;
