@@ -15,6 +15,8 @@ mod events;
 mod forward;
 #[path = "blackbox/images.rs"]
 mod images;
+#[path = "blackbox/learning.rs"]
+mod learning;
 #[path = "blackbox/line.rs"]
 mod line;
 #[path = "blackbox/owners.rs"]
@@ -25,6 +27,8 @@ mod pair;
 mod rejects;
 #[path = "blackbox/rules.rs"]
 mod rules;
+#[path = "blackbox/says.rs"]
+mod says;
 #[path = "blackbox/signature.rs"]
 mod signature;
 #[path = "blackbox/store.rs"]

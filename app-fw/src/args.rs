@@ -33,6 +33,10 @@ pub struct Args {
     #[arg(long)]
     pub log_accept: bool,
 
+    /// Judge packets, but let all of them pass, and record those that would not: ctl-fw learn makes rules of that
+    #[arg(long)]
+    pub audit: bool,
+
     /// Most events per second and queue; what is more is left out and counted
     #[arg(long, value_name = "EVENTS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub log_rate: u64,

@@ -24,6 +24,7 @@ use crate::explain::Explainer;
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
+use crate::learn::Recorder;
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
 use crate::office::{Office, Post, Premises, ProbeReport, Registrar, keep_time};
@@ -224,7 +225,10 @@ fn start(
     let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
     let (mut posts, mut workers, mut mailboxes) = (Vec::new(), Vec::new(), Vec::new());
     let envoy = Envoy::start().map_err(system("starting a thread"))?;
-    let crew = Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators, envoy };
+    let audit = args.audit.then(Recorder::start).transpose().map_err(system("starting a thread"))?;
+    let records = audit.as_ref().map(Recorder::records);
+    let crew =
+        Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators, envoy, audit };
     for (chain, queue) in queues {
         let mut counters = Vec::new();
         for _ in 0..crew.workers_for(chain) {
@@ -239,6 +243,7 @@ fn start(
     let (end_keeper, end) = bounded(1);
     let keeper = keep_digests(store, to_keep, end).map_err(system("starting a thread"))?;
     let premises = Premises {
+        audit: args.audit,
         posts,
         probe: report,
         digests,
@@ -248,7 +253,7 @@ fn start(
         events_omitted: Box::new(journal.omitted()),
     };
     let explainer = Explainer { means: means.clone(), investigators: investigators.clone() };
-    let office = Arc::new(Office { registrar, premises, hub, explainer });
+    let office = Arc::new(Office { registrar, premises, hub, explainer, records });
     let failures = tokio::sync::Mutex::new(failures);
     Ok(Started {
         office,
@@ -275,6 +280,7 @@ struct Crew<'a> {
     signatures: Option<Arc<Signatures>>,
     investigators: &'a Investigators,
     envoy: Envoy,
+    audit: Option<Recorder>,
 }
 
 /// More workers on one queue get into each other's way.
@@ -335,6 +341,7 @@ impl Crew<'_> {
             signatures: self.signatures.clone(),
             counters: counters.clone(),
             envoy: self.envoy.clone(),
+            audit: self.audit.clone(),
         })
         .map_err(system("starting a worker"))
     }

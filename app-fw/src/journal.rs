@@ -33,6 +33,8 @@ pub struct Draft {
     pub flow: Option<Flow>,
     /// Its length, bytes.
     pub length: u32,
+    /// It passed whatever the answer says.
+    pub audit: bool,
     /// Everything else.
     pub answer: Arc<Answer>,
 }
@@ -227,6 +229,7 @@ fn event(draft: &Draft, omitted: u64) -> Event {
         flow: draft.flow.as_ref().map(|flow| EventFlow::new(flow, namespace)),
         owners: owners(answer),
         rule: judgement.rule.as_ref().map(|rule| EventRule { id: rule.id, text: rule.text.to_string() }),
+        audit: draft.audit,
         omitted,
     }
 }

@@ -20,7 +20,8 @@ use shared::{Cause, Chain, Verdict};
 use crate::clock::Clock;
 use crate::investigate::{Finding, Investigators, Key, Mailbox, Question};
 use crate::journal::{Draft, Reporter};
-use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Place, Reuse, Stale};
+use crate::learn::Recorder;
+use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Place, Reuse, Stale, Tell};
 use crate::queue::message::messages;
 use crate::queue::{Message, Queue, Queued, Verdicts};
 use crate::rejection::{self, Envoy};
@@ -133,6 +134,7 @@ pub struct Worker {
     signatures: Option<Arc<Signatures>>,
     counters: Arc<Counters>,
     envoy: Envoy,
+    audit: Option<Recorder>,
     tally: Tally,
     verdicts: Verdicts,
     parked: VecDeque<Parked>,
@@ -172,6 +174,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Tells other namespaces of rejections.
     pub envoy: Envoy,
+    /// Lets everything pass, and records what would not.
+    pub audit: Option<Recorder>,
 }
 
 impl Worker {
@@ -197,6 +201,7 @@ impl Worker {
             signatures: parts.signatures,
             counters: parts.counters,
             envoy: parts.envoy,
+            audit: parts.audit,
             tally: Tally::default(),
             parked: VecDeque::new(),
             asked: HashMap::new(),
@@ -291,14 +296,15 @@ impl Worker {
     fn arrive(&mut self, queued: &Queued<'_>, patience: Patience) {
         let now = self.clock.now();
         for lost in self.queue.unseen_before(queued.id) {
-            self.verdicts.push(lost, Verdict::Drop, now);
+            let verdict = if self.audit.is_some() { Verdict::Accept } else { Verdict::Drop };
+            self.verdicts.push(lost, verdict, now);
             self.tally.dropped += 1;
         }
         self.tally.packets += 1;
         let ran = self.pipeline.who_ran(self.queue.number(), queued.id);
         let interfaces = self.pipeline.interfaces(queued, ran.as_ref());
         let arrived = Arrived::new(queued, self.chain, now, self.round, ran, interfaces);
-        let tell = self.reporter.tell(now);
+        let tell = self.tell(now);
         if let Some(answer) = self.refuse_unsigned(queued) {
             return self.settle(&arrived, queued.payload, &answer, now);
         }
@@ -373,7 +379,7 @@ impl Worker {
 
     fn judge(&mut self, mut parked: Parked, patience: Patience) {
         let now = self.clock.now();
-        let tell = self.reporter.tell(now);
+        let tell = self.tell(now);
         match self.pipeline.decide(&parked.arrived, tell, patience) {
             Decision::Judged(answer) => {
                 self.settle(&parked.arrived, &parked.bytes, &answer, now);
@@ -397,7 +403,17 @@ impl Worker {
             Some(Err(reason)) => &Arc::new(self.pipeline.refusal(*reason)),
             _ => answer,
         };
+        let audit = self.audit.as_ref().filter(|_| !answer.judgement.verdict.lets_pass());
+        let draft = || Draft {
+            time: SystemTime::now(),
+            chain: self.chain,
+            flow: arrived.packet.ok().map(|packet| packet.flow),
+            length: arrived.length,
+            audit: audit.is_some(),
+            answer: answer.clone(),
+        };
         match (answer.judgement.verdict, signed) {
+            _ if audit.is_some() => self.verdicts.push(arrived.id, Verdict::Accept, now),
             (Verdict::Accept, Some(Ok(packet))) => self.verdicts.push_changed(arrived.id, &packet, now),
             (Verdict::Reject, _) => match self.rejection(arrived, bytes) {
                 Some(answer) => self.verdicts.push_changed(arrived.id, &answer, now),
@@ -412,21 +428,26 @@ impl Worker {
             Verdict::Accept => self.tally.accepted += 1,
             Verdict::Drop | Verdict::Reject => self.tally.dropped += 1,
         }
+        if let Some(recorder) = audit {
+            recorder.record(draft());
+        }
         if let Some(rule) = &answer.judgement.rule {
             rule.state.count(arrived.length);
         }
         if self.reporter.concerns(answer) {
-            self.reporter.report(|| Draft {
-                time: SystemTime::now(),
-                chain: self.chain,
-                flow: arrived.packet.ok().map(|packet| packet.flow),
-                length: arrived.length,
-                answer: answer.clone(),
-            });
+            self.reporter.report(draft);
         }
         let full = self.verdicts.len() >= self.settings.batch_count || self.verdicts.bytes().len() >= BATCH_BYTES;
         if full || now.saturating_sub(self.verdicts.oldest()) >= self.settings.batch_age {
             self.flush();
+        }
+    }
+
+    /// Which verdicts will be told of. Of what is recorded, owners are wanted as well.
+    fn tell(&mut self, now: u64) -> Tell {
+        match self.reporter.tell(now) {
+            Tell::Nothing if self.audit.is_some() => Tell::Drops,
+            tell => tell,
         }
     }
 

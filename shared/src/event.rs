@@ -29,6 +29,9 @@ pub struct Event {
     /// The rule that fired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<EventRule>,
+    /// It passed all the same: the daemon was started with `--audit`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
     /// Events left out by the rate limit since the event before this one.
     pub omitted: u64,
 }

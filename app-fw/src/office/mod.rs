@@ -16,6 +16,7 @@ use shared::control::{Answer, Failure, FailureKind, Request};
 
 use crate::control::{Caller, Handler, Hub, Subscription};
 use crate::explain::{Explainer, Wanted};
+use crate::learn::Records;
 
 pub use registrar::Registrar;
 pub use status::{Post, Premises, ProbeReport};
@@ -31,6 +32,8 @@ pub struct Office {
     pub hub: Arc<Hub>,
     /// Tells why packets get their verdicts.
     pub explainer: Explainer,
+    /// What `--audit` recorded.
+    pub records: Option<Arc<Records>>,
 }
 
 impl Handler for Office {
@@ -61,7 +64,10 @@ impl Office {
                 let wanted = Wanted { subject, chain, flow, namespace };
                 self.explainer.explain(wanted).map(|explanation| Answer::Explanation(Box::new(explanation)))
             }
-            Request::Learned { .. } => Err(invalid("app-fw cannot do this yet".into())),
+            Request::Learned { clear } => match &self.records {
+                Some(records) => Ok(Answer::Learned(records.list(clear))),
+                None => Err(invalid("nothing is recorded: app-fw was started without --audit".into())),
+            },
             // The server asks `subscribe` itself.
             Request::Subscribe { .. } => Ok(Answer::Subscribed),
         }

@@ -136,6 +136,8 @@ fn cost(probe: &Probe) -> Vec<String> {
 
 /// What the status is made from, apart from the rules.
 pub struct Premises {
+    /// `--audit`: nothing is dropped.
+    pub audit: bool,
     /// The queues.
     pub posts: Vec<Post>,
     /// The probe.
@@ -162,7 +164,7 @@ impl Premises {
             clock: self.clock.into(),
             rules_generation: rules.generation,
             rules: rules.len(),
-            audit: false,
+            audit: self.audit,
             probe: self.probe.status(),
             queues: self.posts.iter().map(Post::status).collect(),
             events_omitted: (self.events_omitted)(),
