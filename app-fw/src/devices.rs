@@ -120,7 +120,7 @@ impl Devices {
                 self.known.clear();
             }
             let known = self.known.entry(index).or_insert(Known { name, from: now, until: now });
-            // The same at both ends: other devices changed in between.
+            // The same at both ends: other devices changed in between. (Or it had another name for a moment, in which nobody asked.)
             let from = if known.name == name { known.from } else { now };
             *known = Known { name, from, until: now };
             return name.filter(|_| held_then(known)).ok_or(());

@@ -57,6 +57,8 @@
 //! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
 //! | `vanish N WAY FILE` | maps FILE executable, sends, and has the mapping go; WAY: `mremap`, `brk`, `shmat` |
 //! | `populate N FILE` | sends from another thread while mmap populates FILE; `ok` how often that was before its end |
+//! | `become UID` | makes the thread that takes steps another user's |
+//! | `thread-of-user UID` | starts a thread that is another user's |
 //! | `lend N hasty\|patient EXE` | lends the socket to EXE, which sends once and closes it |
 //! | `bequeath N hasty\|patient EXE` | starts EXE with the socket inherited, which sends once and ends |
 //! | `steal N PID FD hasty\|patient` | takes a descriptor of another process (pidfd_getfd), sends once and closes it |
@@ -83,6 +85,24 @@ use crate::tracer;
 
 fn pid(text: &str) -> Result<nix::unistd::Pid> {
     Ok(nix::unistd::Pid::from_raw(text.parse().context("PID")?))
+}
+
+/// Makes the calling thread another user's, and leaves it a way back.
+fn become_user(uid: u32) -> Result<()> {
+    use rustix::thread::{Uid, set_thread_res_uid};
+    set_thread_res_uid(None, Some(Uid::ROOT), None).context("back to root")?;
+    let user = Uid::from_raw(uid);
+    set_thread_res_uid(Some(user), Some(user), Some(Uid::ROOT)).context("setresuid")
+}
+
+/// Starts a thread that is another user's, and stays.
+fn thread_of_user(uid: u32) -> Result<()> {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(become_user(uid));
+        std::thread::park();
+    });
+    wait.recv()?
 }
 
 /// An actor at work.
@@ -165,6 +185,8 @@ impl Stage {
                 stage.socket()?.send()?;
                 stage.socket()?.recv().map(drop)
             })?,
+            "become" => become_user(rest.parse().context("UID")?)?,
+            "thread-of-user" => thread_of_user(rest.parse().context("UID")?)?,
             "judged" => code::until_judged(self.socket()?.fd())?,
             // A full queue is an error for the sender.
             "flood" => self.times(rest, |stage, _| stage.socket().map(|socket| drop(socket.send())))?,
