@@ -306,6 +306,8 @@ pub struct Pipeline {
     execs: Recent<Process, (u64, u64)>,
     /// Processes that became another's, likewise.
     changes_of_standing: Recent<Process, (u64, u64)>,
+    /// Rounds would end a doubt.
+    wants_rounds: bool,
     control_groups: Recent<u64, Arc<str>>,
     devices: Devices,
     round: u64,
@@ -360,6 +362,7 @@ impl Pipeline {
             former: Recent::new(PROCESSES),
             execs: Recent::new(PROCESSES),
             changes_of_standing: Recent::new(PROCESSES),
+            wants_rounds: false,
             control_groups: Recent::new(CONTROL_GROUPS),
             devices,
             round: 0,
@@ -473,6 +476,11 @@ impl Pipeline {
     /// Takes note that the queue has been read empty `round` times.
     pub fn set_round(&mut self, round: u64) {
         self.round = round;
+    }
+
+    /// Whether a doubt has come up since the last call that ends when the queue has been read empty a few times more.
+    pub fn wants_rounds(&mut self) -> bool {
+        std::mem::take(&mut self.wants_rounds)
     }
 
     /// How often answers could be used again, since the last call.

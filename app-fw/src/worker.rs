@@ -231,6 +231,9 @@ impl Worker {
                 }
                 self.round += 1;
                 self.pipeline.set_round(self.round);
+                if self.pipeline.wants_rounds() {
+                    self.more_rounds = ROUNDS_AFTER_EXEC;
+                }
                 if self.more_rounds > 0 {
                     self.more_rounds -= 1;
                     continue;

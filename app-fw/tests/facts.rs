@@ -242,7 +242,10 @@ fn what_was_so_when_the_packet_was_sent() -> Result<()> {
         control_groups(&mut lab, &group, world.actor(Ns::Local, &["udp", &to])?)?;
         one_that_is_gone(&mut lab, &group, world.actor(Ns::Local, &["udp", &to])?)?;
         connections(&mut lab, world.actor(Ns::Local, &["idle"])?, &to_server)?;
-        devices(&mut lab, &world, world.actor(Ns::Local, &["udp", &to])?)
+        devices(&mut lab, &world, world.actor(Ns::Local, &["udp", &to])?)?;
+        drop(lab);
+        let mut lab = Lab::new(&[Hook::Senders, Hook::CgroupAttach, Hook::Links])?;
+        without_hooks(&mut lab, &world, &group, world.actor(Ns::Local, &["udp", &to])?)
     })
 }
 
@@ -325,6 +328,29 @@ fn connections(lab: &mut Lab, mut actor: Actor, to: &str) -> Result<()> {
         actor.step("put-all 1")?;
         ensure!(lab.next(SEGMENTS)?.uid()?.is_none());
     }
+    Ok(())
+}
+
+/// Then a look says what is, for each packet; what was only where it cannot be another.
+fn without_hooks(lab: &mut Lab, world: &World, group: &Group, mut actor: Actor) -> Result<()> {
+    actor.step("become 1234")?;
+    let found = lab.sent(&mut actor, |actor| actor.step("become 7").map(drop))?;
+    ensure!(found.uid()?.is_none(), "{found:?}");
+    let known = (0..5).map(|_| lab.sent(&mut actor, |_| Ok(()))?.uid()).find(|uid| !matches!(uid, Ok(None)));
+    ensure!(matches!(known, Some(Ok(Some(7)))), "{known:?}");
+    for _ in 0..5 {
+        group.take(actor.pid())?;
+        let found = lab.sent(&mut actor, |_| Ok(()))?;
+        ensure!(found.cgroup()? == Some(&group.path), "{found:?}");
+        group.give_back(actor.pid())?;
+        let found = lab.sent(&mut actor, |_| Ok(()))?;
+        ensure!(found.cgroup()? != Some(&group.path) && found.cgroup()?.is_some(), "{found:?}");
+    }
+    let local = world.namespace(Ns::Local);
+    let name = lab.sent(&mut actor, |_| Ok(()))?.leaves_by().context("it is known")?;
+    local.ip(&format!("link set {name} name another"))?;
+    let found = lab.sent(&mut actor, |_| Ok(()))?;
+    ensure!(found.leaves_by().as_deref() == Some("another"), "{found:?}");
     Ok(())
 }
 

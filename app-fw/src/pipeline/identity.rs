@@ -143,6 +143,7 @@ impl Pipeline {
             Some((known, noticed)) if *known == since => arrived.round >= *noticed + 2,
             _ => {
                 self.changes_of_standing.put(holder.process, (since, self.round));
+                self.wants_rounds = true;
                 false
             }
         }
