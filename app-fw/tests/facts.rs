@@ -14,7 +14,7 @@ use app_fw::attribute::census::Census;
 use app_fw::clock::Clock;
 use app_fw::image::{Chronicle, ControlGroups, Digests, Retention};
 use app_fw::investigate::{Finding, Investigators, Mailbox, Means};
-use app_fw::matcher::{ActiveRule, Defaults, Ruleset};
+use app_fw::matcher::{ActiveRule, Contents, Defaults, Ruleset, Sets};
 use app_fw::namespaces::Namespaces;
 use app_fw::pipeline::{Arrived, Decision, Interfaces, Patience, Pipeline, Surroundings, Tell, Whose};
 use app_fw::queue::message::messages;
@@ -68,7 +68,9 @@ impl Lab {
         let generations = probe.generations();
         let chronicle = probe.take_changes().map(|changes| Arc::new(Chronicle::new(changes, generations.clone())));
         // It asks for more than files.
-        let rule = ActiveRule::new(1, "-c OUTPUT -n any -v DROP --anon-exec".parse().map_err(anyhow::Error::msg)?);
+        let (text, sets) = ("-c OUTPUT -n any -v DROP --anon-exec", Arc::<Sets>::default());
+        let rule = text.parse().map_err(|error| anyhow::anyhow!("{text}: {error}"))?;
+        let rules = [Arc::new(ActiveRule::new(1, 1, rule, Arc::default(), &sets, |_| true))];
         let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
         let clock = Clock::new();
         let means = Means {
@@ -80,7 +82,7 @@ impl Lab {
             chronicle,
             mappings: probe.mappings(),
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look()?)),
-            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, [rule], [], defaults))),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, Contents { rules, policies: [], sets }, defaults))),
         };
         let investigators = Investigators::start(&means, Some(&probe))?;
         let pipeline = Pipeline::new(Surroundings {
