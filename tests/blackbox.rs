@@ -25,5 +25,7 @@ mod pair;
 mod rules;
 #[path = "blackbox/signature.rs"]
 mod signature;
+#[path = "blackbox/standing.rs"]
+mod standing;
 #[path = "blackbox/visible.rs"]
 mod visible;
