@@ -31,6 +31,8 @@ mod rules;
 mod says;
 #[path = "blackbox/signature.rs"]
 mod signature;
+#[path = "blackbox/standing.rs"]
+mod standing;
 #[path = "blackbox/store.rs"]
 mod store;
 #[path = "blackbox/visible.rs"]

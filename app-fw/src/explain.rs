@@ -76,6 +76,7 @@ impl Person {
             anon_exec: self.told.anon_exec,
             // A program that does not run is traced by nobody.
             traced: Some(self.told.traced_by.is_some()),
+            identified: true,
         })
     }
 }

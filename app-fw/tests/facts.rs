@@ -68,10 +68,10 @@ impl Lab {
         let generations = probe.generations();
         let chronicle = probe.take_changes().map(|changes| Arc::new(Chronicle::new(changes, generations.clone())));
         // It asks for more than files.
-        let rule = "-c OUTPUT -n any -v DROP --anon-exec".parse().map_err(anyhow::Error::msg)?;
-        let rule = Arc::new(ActiveRule::new(1, 1, rule, Arc::default(), &Sets::default(), |_| true));
+        let (text, sets) = ("-c OUTPUT -n any -v DROP --anon-exec", Arc::<Sets>::default());
+        let rule = text.parse().map_err(|error| anyhow::anyhow!("{text}: {error}"))?;
+        let rules = [Arc::new(ActiveRule::new(1, 1, rule, Arc::default(), &sets, |_| true))];
         let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
-        let contents = Contents { rules: [rule], policies: [], sets: Arc::default() };
         let clock = Clock::new();
         let means = Means {
             clock: clock.clone(),
@@ -82,7 +82,7 @@ impl Lab {
             chronicle,
             mappings: probe.mappings(),
             namespaces: Arc::new(ArcSwap::from_pointee(Namespaces::look()?)),
-            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, contents, defaults))),
+            rules: Arc::new(ArcSwap::from_pointee(Ruleset::new(1, Contents { rules, policies: [], sets }, defaults))),
         };
         let investigators = Investigators::start(&means, Some(&probe))?;
         let pipeline = Pipeline::new(Surroundings {

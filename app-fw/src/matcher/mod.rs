@@ -101,6 +101,8 @@ pub struct Made<'a> {
     pub anon_exec: Option<bool>,
     /// Another process traces it. `None` if that is not known.
     pub traced: Option<bool>,
+    /// It is known what it is made of, in part at least. If not, it may be known whose it is.
+    pub identified: bool,
 }
 
 /// One owner of a packet.
@@ -110,6 +112,16 @@ pub enum Owner<'a> {
     Known(Made<'a>),
     /// A process that could not be identified.
     Undetermined,
+}
+
+impl Owner<'_> {
+    /// Whether it is not known what the process is made of.
+    fn is_undetermined(&self) -> bool {
+        match self {
+            Owner::Known(made) => !made.identified,
+            Owner::Undetermined => true,
+        }
+    }
 }
 
 /// What the rules say.

@@ -46,7 +46,8 @@ impl World {
     }
 
     fn of_owners(&self, rule: &Rule, owners: &[Owner<'_>]) -> Tri {
-        let doubtful = owners.iter().any(|owner| matches!(owner, Owner::Undetermined));
+        let is_identified = |owner: &Owner<'_>| matches!(owner, Owner::Known(Made { identified: true, .. }));
+        let doubtful = !owners.iter().all(is_identified);
         let of_class = all(rule, |on| match on {
             Match::Owner(OwnerClass::Undetermined) => Some(doubtful.into()),
             Match::Owner(_) if doubtful => Some(Tri::Unknown),
@@ -287,6 +288,7 @@ struct Person {
     cgroup: Option<&'static str>,
     anon_exec: Option<bool>,
     traced: Option<bool>,
+    identified: bool,
 }
 
 impl Person {
@@ -315,6 +317,7 @@ impl Person {
             cgroup: some(dice).then(|| CGROUPS[dice.below(CGROUPS.len())]),
             anon_exec: some(dice).then(|| dice.one_in(2)),
             traced: some(dice).then(|| dice.one_in(2)),
+            identified: complete || !dice.one_in(3),
         }
     }
 
@@ -333,6 +336,7 @@ impl Person {
             cgroup: self.cgroup,
             anon_exec: self.anon_exec,
             traced: self.traced,
+            identified: self.identified,
         })
     }
 }

@@ -255,7 +255,7 @@ impl Ask {
     }
 
     fn of_owners(&self, owners: &[Owner<'_>]) -> Tri {
-        let doubtful = owners.iter().any(|owner| matches!(owner, Owner::Undetermined));
+        let doubtful = owners.iter().any(Owner::is_undetermined);
         match self {
             Ask::Class(OwnerClass::Undetermined) => doubtful.into(),
             Ask::Class(_) if doubtful => Tri::Unknown,

@@ -65,6 +65,7 @@ fn made(digests: &[Digest]) -> Made<'_> {
         cgroup: Some("/user.slice"),
         anon_exec: Some(false),
         traced: Some(false),
+        identified: true,
     }
 }
 
@@ -246,6 +247,13 @@ fn owner_classes() {
     check(&owned, &[known(&[])], Verdict::Reject, Reason::Rule);
     check(&owned, &[], Verdict::Accept, Reason::Policy);
     check(&owned, &[Owner::Undetermined], Verdict::Reject, Reason::Undetermined);
+    // Whose it is may be known of one of which nothing else is.
+    let somebodys = || Owner::Known(Made { complete: false, aggregate: None, identified: false, ..made(&[]) });
+    check(&undetermined, &[somebodys()], Verdict::Accept, Reason::Rule);
+    check(&owned, &[somebodys()], Verdict::Reject, Reason::Undetermined);
+    let users = chain(Verdict::Drop, &["-v ACCEPT --uid 1000"]);
+    check(&users, &[somebodys()], Verdict::Accept, Reason::Rule);
+    check(&users, &[Owner::Undetermined], Verdict::Drop, Reason::Undetermined);
 }
 
 const SECOND: u64 = 1_000_000_000;

@@ -366,6 +366,7 @@ fn as_owner<'a>(image: &'a Result<Arc<Image>, Cause>, whose: &'a Whose) -> Owner
             cgroup,
             anon_exec: image.beyond.and_then(|beyond| beyond.anon_exec),
             traced: image.beyond.map(|beyond| beyond.traced_by.is_some()),
+            identified: true,
         }),
         // Nothing is known of what it is made of, but whose it is.
         Err(_) if whose.is_known() => Owner::Known(Made {
@@ -379,6 +380,7 @@ fn as_owner<'a>(image: &'a Result<Arc<Image>, Cause>, whose: &'a Whose) -> Owner
             cgroup,
             anon_exec: None,
             traced: None,
+            identified: false,
         }),
         Err(_) => Owner::Undetermined,
     }
