@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::{LIMIT, Ns, Running, World};
 use serde_json::{Value, json};
 use shared::Rule;
-use shared::control::{Answer, Call, Changed, Done, Edit, FailureKind, MAX_REQUEST, MAX_ROOT_REQUEST, Request, VERSION, decode, encode};
+use shared::control::{
+    Answer, Call, Changed, Done, Edit, FailureKind, MAX_REQUEST, MAX_ROOT_REQUEST, Request, VERSION, decode, encode,
+};
 
 use crate::line::{Line, status, wait_until};
 
