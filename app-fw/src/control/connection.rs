@@ -1,5 +1,6 @@
 //! One client: its frames in, its answers out.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use shared::control::{
     self, Answer, Call, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, MAX_ROOT_REQUEST, Request,
     VERSION,
 };
+use shared::document::Document;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -233,21 +235,39 @@ fn reply(handler: &dyn Handler, peer: Peer, body: Body) -> Reply {
     Reply { frame: handler.handle(peer.caller(), request).frame(), then: Then::Request }
 }
 
-fn read_call(body: &[u8]) -> Result<Request, String> {
+pub(crate) fn read_call(body: &[u8]) -> Result<Request, String> {
     /// What every version of the protocol has.
     #[derive(Deserialize)]
-    struct Envelope {
+    struct Envelope<'a> {
         version: u32,
+        #[serde(borrow)]
+        request: Option<Cow<'a, str>>,
     }
-    let Envelope { version } = control::decode(body).map_err(|error| error.to_string())?;
+    /// [`Request::Restore`], read without the detour that serde takes with an enum of which it must find the tag first: a
+    /// whole ruleset is long.
+    #[derive(Deserialize)]
+    struct Restore {
+        document: Document,
+        #[serde(default)]
+        note: Option<String>,
+        #[serde(default)]
+        expected: Option<u64>,
+    }
+    fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+        serde_json::from_slice(body).map_err(|error| FrameError::from(error).to_string())
+    }
+    let Envelope { version, request } = read(body)?;
     if version != VERSION {
         return Err(format!(
             "the client speaks version {version} of the control protocol and this app-fw version {VERSION}: \
              use the ctl-fw that came with it"
         ));
     }
-    let call: Call = control::decode(body).map_err(|error| error.to_string())?;
-    Ok(call.request)
+    if request.as_deref() == Some("restore") {
+        let Restore { document, note, expected } = read(body)?;
+        return Ok(Request::Restore { document, note, expected });
+    }
+    Ok(read::<Call>(body)?.request)
 }
 
 fn failure(kind: FailureKind, message: String) -> Answer {

@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use admission::Admission;
+#[cfg(test)]
+pub(crate) use connection::read_call;
 use connection::{Connection, Peer};
 pub use hub::{Hub, Subscription};
 use socket::Name;

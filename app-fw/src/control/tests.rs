@@ -582,3 +582,14 @@ fn subscribers_do_not_delay_the_end() {
     drop(server.stop.take());
     assert_closed(&mut reader);
 }
+
+#[test]
+fn a_whole_ruleset_crosses_the_socket() {
+    let server = Running::new(LIMITS);
+    let text =
+        "set create lan addresses 10.0.0.0/8\n-P INPUT DROP -n any\n-A -c OUTPUT -n host -v DROP -d @lan --id 7\n";
+    let document = shared::document::Document::parse(text).unwrap();
+    let restore = Request::Restore { document, note: Some("x".into()), expected: Some(3) };
+    assert_eq!(ask(&mut server.client(), restore.clone()), seven());
+    assert_eq!(*server.toy.asked.lock().unwrap(), [restore]);
+}

@@ -11,7 +11,7 @@ use shared::document::Document;
 use shared::{Chain, Rule, Selector};
 use tokio::sync::Notify;
 
-use crate::book::{Book, Changing, Outcome};
+use crate::book::{Book, Changing, Delta, Outcome};
 use crate::control::{Caller, Hub};
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
@@ -28,7 +28,7 @@ const EXPIRED: &str = "expired";
 /// How long to wait when rules that have had their end could not be deleted. They are out of force meanwhile.
 const RETRY: i64 = 10;
 
-/// Rules that were in force lately and are not freed yet.
+/// So many of what was in force lately are kept; others are freed soon.
 const RETIRED: usize = 4;
 
 /// Keeps the rules: in memory, in the store, and in force.
@@ -42,15 +42,16 @@ pub struct Registrar {
     hub: Arc<Hub>,
     /// Something was changed: the clock may be of interest at another time.
     pub(super) changed: Notify,
-    /// The rules should be filed anew.
+    /// The rules should be filed anew, or what was in force before be freed.
     worn: Notify,
 }
 
 struct Desk {
     book: Book,
     compiler: Compiler,
-    /// Kept for a while, so that it is not a worker who has to free them.
-    retired: VecDeque<Arc<Ruleset>>,
+    /// What was in force, and what became different. Kept for a while, so that neither a worker nor a client waits until it
+    /// is freed.
+    retired: VecDeque<(Arc<Ruleset>, Delta)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -207,20 +208,18 @@ impl Registrar {
             .map_err(store_failure)?;
         let delta = changing.keep(revision.number);
         let ruleset = desk.compiler.adopt(compiled, &delta);
-        self.enforce(desk, ruleset);
+        self.enforce(desk, ruleset, delta);
         self.changed.notify_one();
         let (number, rules) = (revision.number, desk.book.len());
         self.hub.changed(|| Announcement::Changed(revision));
         Ok(Changed { revision: number, done: done(outcomes), rules })
     }
 
-    fn enforce(&self, desk: &mut Desk, ruleset: Ruleset) {
-        if ruleset.is_worn() {
+    fn enforce(&self, desk: &mut Desk, ruleset: Ruleset, delta: Delta) {
+        let is_worn = ruleset.is_worn();
+        desk.retired.push_back((self.rules.swap(Arc::new(ruleset)), delta));
+        if is_worn || desk.retired.len() > RETIRED {
             self.worn.notify_one();
-        }
-        desk.retired.push_back(self.rules.swap(Arc::new(ruleset)));
-        if desk.retired.len() > RETIRED {
-            desk.retired.pop_front();
         }
     }
 
@@ -250,8 +249,8 @@ impl Registrar {
         let mut desk = lock(&self.desk);
         let desk = &mut *desk;
         if let Some(compiled) = desk.compiler.at(&self.rules.load(), &desk.book, &moment) {
-            let ruleset = desk.compiler.adopt(compiled, &crate::book::Delta::default());
-            self.enforce(desk, ruleset);
+            let ruleset = desk.compiler.adopt(compiled, &Delta::default());
+            self.enforce(desk, ruleset, Delta::default());
         }
         desk.compiler.next(&desk.book, &moment).into_iter().chain(retry).min()
     }
@@ -268,6 +267,7 @@ impl Registrar {
     }
 
     fn refile(&self) {
+        self.free(RETIRED);
         self.refile_and(|| {});
     }
 
@@ -286,14 +286,23 @@ impl Registrar {
         let desk = &mut *desk;
         let generation = self.rules.load().generation;
         if let Some(ruleset) = desk.compiler.refiled(fresh, generation, &desk.book) {
-            self.enforce(desk, ruleset);
+            self.enforce(desk, ruleset, Delta::default());
         }
+    }
+
+    /// Frees what was in force before.
+    fn free(&self, keep: usize) {
+        let old: Vec<_> = {
+            let retired = &mut lock(&self.desk).retired;
+            retired.drain(..retired.len().saturating_sub(keep)).collect()
+        };
+        drop(old);
     }
 
     /// Stores what rules have counted.
     pub fn save_counters(&self) {
-        let mut desk = lock(&self.desk);
-        desk.retired.clear();
+        self.free(0);
+        let desk = lock(&self.desk);
         let fresh: Vec<_> = desk
             .book
             .rules()

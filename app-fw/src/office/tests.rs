@@ -314,8 +314,35 @@ fn speed_with_many_rules() {
     eprintln!("encode {} bytes: {:?}", frame.len(), begun.elapsed());
     let begun = Instant::now();
     let back: shared::control::Call = shared::control::decode(&frame[4..]).unwrap();
-    eprintln!("decode: {:?}", begun.elapsed());
+    eprintln!("decode as a client: {:?}", begun.elapsed());
     assert_eq!(back, call);
+    let begun = Instant::now();
+    let back = crate::control::read_call(&frame[4..]).unwrap();
+    eprintln!("decode: {:?}", begun.elapsed());
+    assert_eq!(back, call.request);
+    {
+        let mut book = crate::book::Book::default();
+        let (document, now) = (document.clone(), Timestamp::now());
+        let begun = Instant::now();
+        let mut changing = book.change();
+        changing.restore(document, now).unwrap();
+        eprintln!("  the book: {:?}", begun.elapsed());
+        let begun = Instant::now();
+        let past = serde_json::to_vec(&changing.delta().past()).unwrap();
+        eprintln!("  its past, {} bytes: {:?}", past.len(), begun.elapsed());
+        let mut store = Store::open(&dir.path().join("other.db")).unwrap();
+        let begun = Instant::now();
+        let author = crate::store::Author::default();
+        store.commit(changing.book(), changing.last_id(), changing.delta(), &author).unwrap();
+        eprintln!("  the commit: {:?}", begun.elapsed());
+        let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
+        let begun = Instant::now();
+        let compiled = super::compiler::Compiler::new(changing.book(), defaults, &super::windows::Moment::now());
+        eprintln!("  compiled: {:?}", begun.elapsed());
+        let begun = Instant::now();
+        drop(compiled);
+        eprintln!("  freed: {:?}", begun.elapsed());
+    }
     for round in ["into nothing", "over as many", "over as many"] {
         let begun = Instant::now();
         registrar.restore(ROOT, document.clone(), None, None).unwrap();
@@ -343,8 +370,8 @@ fn speed_with_many_rules() {
     let listing = registrar.list(None, None).unwrap();
     eprintln!("list {}: {:?}", listing.rules.len(), begun.elapsed());
     let begun = Instant::now();
-    registrar.undo(ROOT, Some(2)).unwrap();
-    eprintln!("undo 1001 revisions: {:?}", begun.elapsed());
+    registrar.undo(ROOT, Some(903)).unwrap();
+    eprintln!("undo 100 revisions: {:?}", begun.elapsed());
     drop(registrar);
     let begun = Instant::now();
     let (_registrar, _) = super::tests::registrar(dir.path());
