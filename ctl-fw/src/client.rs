@@ -1,12 +1,13 @@
 //! Asking the daemon.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
@@ -131,6 +132,26 @@ impl Client {
         }
         let body = read_frame(&mut stream)?.map_err(|error| self.error(error, patience))?;
         Ok(control::decode(&body)?)
+    }
+
+    /// Waits until something can be read. False if before that the reader of the pipe `out` has gone.
+    ///
+    /// # Errors
+    /// What poll(2) says.
+    pub fn wait(&self, out: Option<BorrowedFd<'_>>) -> Result<bool, ClientError> {
+        let mut watched = vec![PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        // Asked for nothing, it tells of errors.
+        watched.extend(out.map(|out| PollFd::new(out, PollFlags::empty())));
+        loop {
+            match poll(&mut watched, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error(errno.into(), PATIENCE)),
+            }
+        }
+        let has_gone = |out: &PollFd<'_>| out.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+        let readable = watched[0].any().unwrap_or(true);
+        Ok(readable || !watched[1..].iter().any(has_gone))
     }
 
     /// The next announcement after an answer [`Answer::Subscribed`]; waits for it as long as it takes.

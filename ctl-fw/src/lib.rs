@@ -24,6 +24,7 @@ mod trouble;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use session::Session;
@@ -44,12 +45,22 @@ pub struct Console<'a> {
     pub colour: bool,
     /// Columns of the terminal to which the data goes.
     pub width: Option<usize>,
+    /// Where `out` leads, to see that nobody reads there any more.
+    pub out_handle: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Console<'a> {
     /// A console of files or pipes.
     pub fn plain(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Console<'a> {
-        Console { out, err, out_is_terminal: false, err_is_terminal: false, colour: false, width: None }
+        Console {
+            out,
+            err,
+            out_is_terminal: false,
+            err_is_terminal: false,
+            colour: false,
+            width: None,
+            out_handle: None,
+        }
     }
 
     fn style(&self, json: bool) -> Style {

@@ -1,6 +1,7 @@
 //! The command line of app-fw.
 
 use std::io::{self, BufWriter, IsTerminal};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use ctl_fw::Console;
@@ -12,7 +13,10 @@ fn main() -> ExitCode {
     // https://no-color.org: any value that is not empty.
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let colour = !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let handle = io::stdout();
     let (mut out, mut err) = (BufWriter::new(stdout.lock()), stderr.lock());
-    let mut console = Console { out: &mut out, err: &mut err, out_is_terminal, err_is_terminal, colour, width };
+    let out_handle = Some(handle.as_fd());
+    let mut console =
+        Console { out: &mut out, err: &mut err, out_is_terminal, err_is_terminal, colour, width, out_handle };
     ctl_fw::run(std::env::args_os(), &mut console).into()
 }

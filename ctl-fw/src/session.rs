@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use shared::control::{Answer, Changed, Edit, FailureKind, Listing, Request};
@@ -45,6 +46,11 @@ impl<'a, 'c> Session<'a, 'c> {
     /// Says something beside the data. There is nobody left to tell if the standard error cannot be written.
     pub(crate) fn say(&mut self, text: &str) {
         let _ = writeln!(self.console.err, "{text}");
+    }
+
+    /// Where data goes, to see that nobody reads there any more.
+    pub(crate) fn out_handle(&self) -> Option<BorrowedFd<'_>> {
+        self.console.out_handle
     }
 
     /// Shows that long work goes on.

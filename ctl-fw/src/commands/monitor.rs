@@ -27,6 +27,9 @@ impl MonitorArgs {
         // A line for each, also for a person: never spread out.
         let style = session.style;
         loop {
+            if !client.wait(session.out_handle())? {
+                return Ok(Exit::Done);
+            }
             let announcement = match client.announcement() {
                 Err(crate::client::ClientError::Closed) => return Err(Trouble::Other("app-fw has ended".into())),
                 announcement => announcement?,
@@ -104,4 +107,30 @@ fn socket(event: &SocketEvent) -> String {
     let inode = event.inode.map(|inode| format!(" {inode}")).unwrap_or_default();
     let owners = owners(&event.owners);
     format!("{} {}{inode} passes beside all rules: {owners}", plain(&event.time), event.family.token())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_a_line_whatever_its_program_is_called() {
+        let event = serde_json::json!({ "packet": {
+            "time": "2026-11-21T12:00:00.000001Z", "verdict": "DROP", "reason": "rule", "chain": "OUTPUT", "length": 60,
+            "flow": { "protocol": "tcp", "source": "::1", "destination": "::2", "source_port": 1, "destination_port": 2 },
+            "owners": [{ "pid": 7, "path": "/a\nb\u{1b}[31m" }, { "undetermined": "process-gone" }],
+            "rule": { "id": 3, "text": "" }, "omitted": 0,
+        }});
+        let announcement: Announcement = serde_json::from_value(event).unwrap();
+        assert_eq!(
+            line(&announcement, Style::default()),
+            "2026-11-21T12:00:00.000001Z DROP OUTPUT tcp [::1]:1 -> [::2]:2 /a\\nb\\u{1b}[31m[7],?(process-gone) rule 3"
+        );
+        let event = serde_json::json!({ "socket": {
+            "time": "2026-11-21T12:00:00Z", "event": "bypass-capable", "family": "AF_PACKET", "inode": 9, "owners": [],
+        }});
+        let announcement: Announcement = serde_json::from_value(event).unwrap();
+        let expected = "2026-11-21T12:00:00Z AF_PACKET 9 passes beside all rules: -";
+        assert_eq!(line(&announcement, Style::default()), expected);
+    }
 }

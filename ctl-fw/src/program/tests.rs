@@ -91,6 +91,16 @@ fn a_library_beside_its_program_is_found() {
             assert_eq!(predicted.aggregate(), real, "{:#?}", predicted.objects);
         }
     }
+    // Data alone is not mapped executable.
+    write("data.c", "const char data[] = \"x\";");
+    assert!(compile("-shared -nostdlib -Wl,-soname,libdata.so.1 -o libdata.so.1 data.c"));
+    assert!(compile("-o with-data main.c libanswer.so.1 -Wl,--no-as-needed libdata.so.1 -Wl,-rpath,$ORIGIN"));
+    let program = dir.path().join("with-data");
+    let predicted = predict(&program, &mut quiet()).unwrap();
+    assert!(!predicted.objects.iter().any(|(path, _)| path.ends_with("libdata.so.1")), "{predicted:?}");
+    if let Some(real) = aggregate_when_running(program.to_str().unwrap(), &[]) {
+        assert_eq!(predicted.aggregate(), real, "{:#?}", predicted.objects);
+    }
     assert!(compile("-o lost main.c libanswer.so.1"));
     assert!(matches!(predict(&dir.path().join("lost"), &mut quiet()), Err(ProgramError::NotFound { .. })));
     if compile("-static -o fixed main.c lib.c") {

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use ctl_fw::{Console, Exit};
 use proptest::prelude::*;
@@ -115,6 +116,31 @@ fn a_line_for_each_announcement() {
     let exit =
         ctl_fw::run(words.map(OsString::from), &mut Console::plain(&mut Broken(io::ErrorKind::BrokenPipe), &mut err));
     assert_eq!((exit, err.as_slice()), (Exit::Done, &b""[..]));
+}
+
+/// `ctl-fw monitor | head -1`, and nothing more happens.
+#[test]
+fn monitor_ends_when_its_reader_has_gone() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ctl.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ctl-fw"))
+        .arg("monitor")
+        .env("APP_FW_SOCKET", &socket)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    for frame in [control::encode(&Answer::Subscribed), control::encode(&Announcement::Missed(1))] {
+        stream.write_all(&frame.unwrap()).unwrap();
+    }
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 10]).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
 
 #[test]
