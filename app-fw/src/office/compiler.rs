@@ -38,10 +38,13 @@ struct Step {
     added: Vec<Arc<ActiveRule>>,
 }
 
+/// A rule by its id, ready if it has not had its end, and the state it is made for if it depends on time.
+type Made = (u64, Option<Arc<ActiveRule>>, Option<Vec<bool>>);
+
 /// What will be in force, if it can be stored.
 pub(super) struct Compiled {
     pub(super) ruleset: Ruleset,
-    made: Vec<(u64, Option<Arc<ActiveRule>>, Option<Vec<bool>>)>,
+    made: Vec<Made>,
     sets: Arc<Sets>,
     step: Option<Step>,
 }
