@@ -258,6 +258,22 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_page_has_every_option() {
+        let command = <Args as clap::CommandFactory>::command();
+        let page = String::from_utf8(ctl_fw::manual::app_fw(&command).unwrap()).unwrap().replace("\\-", "-");
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            let long = argument.get_long().map(|long| format!("--{long}"));
+            let short = argument.get_short().map(|short| format!("-{short}"));
+            for option in long.into_iter().chain(short) {
+                assert!(page.contains(&option), "{option} is missing:\n{page}");
+            }
+        }
+        for section in ["FILES", "SIGNALS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"] {
+            assert!(page.contains(section), "{section}");
+        }
+    }
+
+    #[test]
     fn the_table_is_sound() {
         use clap::CommandFactory;
         Args::command().debug_assert();
