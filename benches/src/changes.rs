@@ -17,6 +17,8 @@ use crate::supervise::{Supervisor, command_in, output_of};
 
 /// How often a single change is made.
 const TIMES: usize = 200;
+/// The same of changes of sets, which take long.
+const SET_TIMES: usize = 20;
 
 /// Asks the daemon for a change.
 ///
