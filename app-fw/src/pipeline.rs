@@ -312,10 +312,29 @@ pub struct Pipeline {
     devices: Devices,
     round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
+    of_rules: OfRules,
+    reuse: Reuse,
+}
+
+/// What is derived from the rules of one generation, and keeps them in memory.
+struct OfRules {
+    generation: u64,
     views: Recent<NamespaceId, (Basis, Arc<View>)>,
     /// What the rules left to ask of packets, by process.
     asked: Recent<Process, identity::Asked>,
-    reuse: Reuse,
+}
+
+impl OfRules {
+    fn new(generation: u64) -> OfRules {
+        OfRules { generation, views: Recent::new(NAMESPACES), asked: Recent::new(PROCESSES) }
+    }
+
+    /// Begins anew with other rules. To free 100,000 rules takes a while: no packet waits for that.
+    fn renew(&mut self, generation: u64) {
+        let former = std::mem::replace(self, OfRules::new(generation));
+        // If there can be no thread, it is freed here.
+        let _ = std::thread::Builder::new().name("former-rules".into()).spawn(move || drop(former));
+    }
 }
 
 /// A connection, or what stands for one, as an earlier packet of it had it: whoever made that.
@@ -367,8 +386,7 @@ impl Pipeline {
             devices,
             round: 0,
             behind: Recent::new(NAMESPACES),
-            views: Recent::new(NAMESPACES),
-            asked: Recent::new(PROCESSES),
+            of_rules: OfRules::new(0),
             reuse: Reuse::default(),
         }
     }
@@ -537,7 +555,10 @@ impl Pipeline {
         let Some(namespace) = namespace.ruled_by() else {
             return Arc::new(rules.view_in_doubt(chain));
         };
-        if let Some((made, view)) = self.views.get(&namespace.id)
+        if self.of_rules.generation != basis.rules {
+            self.of_rules.renew(basis.rules);
+        }
+        if let Some((made, view)) = self.of_rules.views.get(&namespace.id)
             && made.rules == basis.rules
             && made.namespaces == basis.namespaces
         {
@@ -545,7 +566,7 @@ impl Pipeline {
         }
         let view = Arc::new(rules.view(&namespace.selectors, chain));
         // Made from rules at least as new as the basis says; if they are newer, the next packet makes another.
-        self.views.put(namespace.id, (basis, view.clone()));
+        self.of_rules.views.put(namespace.id, (basis, view.clone()));
         view
     }
 

@@ -127,7 +127,10 @@ impl Document {
                     lines.rules.push(number);
                     document.rules.push(*rule);
                 }
-                Err(RuleError { column, message }) => errors.push(DocumentError { line: number, column, message }),
+                Err(wrong) => {
+                    let at = |RuleError { column, message }| DocumentError { line: number, column, message };
+                    errors.extend(wrong.into_iter().map(at));
+                }
             }
         }
         errors.extend(document.contradictions().into_iter().map(|(part, message)| {
@@ -207,35 +210,53 @@ struct Lines {
     rules: Vec<usize>,
 }
 
-fn read_line(line: &str) -> Result<Part, RuleError> {
+fn read_line(line: &str) -> Result<Part, Vec<RuleError>> {
     let mut words = Words::new(line);
-    let first = words.next().transpose()?;
+    let first = words.next().transpose().map_err(|error| vec![error])?;
     match first.as_ref().map(|word| word.text.as_ref()) {
         Some("-A") => read_rule(words).map(|rule| Part::Rule(Box::new(rule))),
-        Some("-P") => read_policy(words).map(Part::Policy),
-        Some("set") => read_set(words).map(Part::Set),
-        _ => Err(RuleError {
+        Some("-P") => read_policy(words).map(Part::Policy).map_err(|error| vec![error]),
+        Some("set") => read_set(words).map(Part::Set).map_err(|error| vec![error]),
+        _ => Err(vec![RuleError {
             column: first.map_or(1, |word| word.column),
             message: "a line begins with -A, -P, set, or # for a remark".into(),
-        }),
+        }]),
     }
 }
 
-fn read_rule(mut words: Words<'_>) -> Result<NumberedRule, RuleError> {
-    let (mut draft, mut id) = (Draft::default(), None);
-    while let Some(word) = words.next().transpose()? {
-        if word.text != "--id" {
-            draft.take(&word, &mut words)?;
-            continue;
-        }
-        let (column, value) = value(&mut words, "--id")?;
-        let number =
-            value.parse().map_err(|_| RuleError { column, message: format!("{value:?} is no id: a number") })?;
-        if id.replace(number).is_some() {
-            return Err(RuleError { column, message: "given twice".into() });
+/// Reads on after a wrong value, so that the next one is found as well; not after an option that is none, for then nobody
+/// knows what its value is.
+fn read_rule(mut words: Words<'_>) -> Result<NumberedRule, Vec<RuleError>> {
+    let (mut draft, mut id, mut errors) = (Draft::default(), None, Vec::new());
+    while let Some(word) = words.next() {
+        let read = word.and_then(|word| {
+            let read = if word.text == "--id" { read_id(&mut words, &mut id) } else { draft.take(&word, &mut words) };
+            read.map_err(|error| (error.column > word.column, error)).or_else(|(goes_on, error)| match goes_on {
+                true => {
+                    errors.push(error);
+                    Ok(())
+                }
+                false => Err(error),
+            })
+        });
+        if let Err(error) = read {
+            errors.push(error);
+            return Err(errors);
         }
     }
-    Ok(NumberedRule { id, rule: draft.finish(words.end())? })
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    draft.finish(words.end()).map(|rule| NumberedRule { id, rule }).map_err(|error| vec![error])
+}
+
+fn read_id(words: &mut Words<'_>, id: &mut Option<u64>) -> Result<(), RuleError> {
+    let (column, value) = value(words, "--id")?;
+    let number = value.parse().map_err(|_| RuleError { column, message: format!("{value:?} is no id: a number") })?;
+    match id.replace(number) {
+        None => Ok(()),
+        Some(_) => Err(RuleError { column, message: "given twice".into() }),
+    }
 }
 
 fn read_policy(mut words: Words<'_>) -> Result<Policy, RuleError> {
@@ -328,10 +349,29 @@ set create web ports 81
 jump
 set create x ports y
 -A -c OUTPUT -n any -v DROP --id 0
+-A -c SIDEWAYS -n any -v DROP --id x --dport 1 --sport 99999
+-A -c OUTPUT --frobnicate DROP --dport 99999
+-A -c OUTPUT -n any -v \"DROP
 ";
         let errors = Document::parse(text).unwrap_err();
         let places: Vec<_> = errors.iter().map(|error| (error.line, error.column)).collect();
-        let expected = [(1, 37), (3, 1), (4, 1), (6, 1), (7, 1), (8, 14), (9, 1), (10, 1), (11, 20), (12, 1)];
+        let expected = [
+            (1, 37),
+            (3, 1),
+            (4, 1),
+            (6, 1),
+            (7, 1),
+            (8, 14),
+            (9, 1),
+            (10, 1),
+            (11, 20),
+            (12, 1),
+            (13, 7),
+            (13, 36),
+            (13, 56),
+            (14, 14),
+            (15, 24),
+        ];
         assert_eq!(places, expected, "{errors:#?}");
         assert_eq!(
             errors[0].to_string(),

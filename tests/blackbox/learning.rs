@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use harness::Ns;
 
+use crate::line::wait_until;
 use crate::pair::Pair;
 
 #[test]
@@ -19,8 +20,10 @@ fn what_was_learned_is_enough_to_go_on_and_no_more() -> Result<()> {
     world.wait_queues_empty(Ns::Local)?;
     ensure!(world.ctl_ok(&["status"])?.contains("audit"));
 
-    let text = world.ctl_ok(&["learn"])?;
     let digest = world.sha256(&pair.good)?;
+    // It is recorded a moment after the packet has passed.
+    wait_until("the program is recorded", || Ok(world.ctl_ok(&["learn"])?.contains(&digest)))?;
+    let text = world.ctl_ok(&["learn"])?;
     ensure!(
         text.contains(&digest) && text.contains("--dport 7") && text.contains(&world.peer4().to_string()),
         "{text}"

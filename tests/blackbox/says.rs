@@ -179,7 +179,7 @@ fn rates_ends_and_silence() -> Result<()> {
     ensure!(burst("30")? == 10);
     world.ctl_ok(&["-F", "-c", "OUTPUT", "-n", "any"])?;
     // A rule that is gone by itself.
-    world.ctl_ok(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "DROP", "--for", "2s"])?;
+    world.ctl_ok(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "DROP", "--for", "8s"])?;
     ensure!(burst("3")? == 0);
     crate::line::wait_until("the rule to end", || Ok(!world.ctl_ok(&["-L"])?.contains("DROP")))?;
     ensure!(burst("3")? == 3);

@@ -38,12 +38,10 @@ impl Peer {
     fn may(self, request: &Request) -> bool {
         let looks = match request {
             Request::Change { .. } | Request::Restore { .. } | Request::Undo { .. } => false,
+            // It tells what other users' programs are made of, and hashes them.
+            Request::Explain { .. } => false,
             Request::Learned { clear } => !clear,
-            Request::List { .. }
-            | Request::History { .. }
-            | Request::Subscribe { .. }
-            | Request::Explain { .. }
-            | Request::Status => true,
+            Request::List { .. } | Request::History { .. } | Request::Subscribe { .. } | Request::Status => true,
         };
         looks || self.is_root()
     }
@@ -224,7 +222,7 @@ fn reply(handler: &dyn Handler, peer: Peer, body: Body) -> Reply {
     drop(body);
     if !peer.may(&request) {
         tracing::warn!(uid = peer.uid, pid = peer.pid, "control request refused");
-        let message = "only root may change rules, policies and sets; others may list them and ask for the status";
+        let message = "only root may change rules, policies and sets, and have things explained; others may list them and ask for the status";
         let refusal = failure(FailureKind::Forbidden, message.into());
         return Reply { frame: refusal.frame(), then: Then::Request };
     }

@@ -3,7 +3,7 @@
 //! Predicates over owners answer yes, no or unknown, and not knowing never helps the sender: a DROP or REJECT rule fires if
 //! any owner may match, an ACCEPT rule only if every owner surely does.
 //!
-//! Rules are not asked one after another. They are filed by what they ask for ([`index`], [`chain`]), and a packet meets only
+//! Rules are not asked one after another. They are filed by what they ask for (`index`, `chain`), and a packet meets only
 //! those that are filed under what it has. What its owners are made of is asked once ([`Residual`]); what is left depends on
 //! the packet alone. Pure: no clock, no kernel, no other room.
 

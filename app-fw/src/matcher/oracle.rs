@@ -170,7 +170,7 @@ fn all(rule: &Rule, ask: impl Fn(&Match) -> Option<Tri>) -> Tri {
 }
 
 fn is_open(window: &TimeWindow) -> bool {
-    window.from % 2 == 0
+    window.from.is_multiple_of(2)
 }
 
 /// Random choices among few things, so that rules and packets meet often.

@@ -157,7 +157,7 @@ impl Namespaces {
     /// # Errors
     /// There is none.
     pub fn at(&self, path: &Path) -> io::Result<Namespace> {
-        self.of(path, File::open(path)?)
+        self.of(path, netns::open(path)?)
     }
 
     /// The same where the file is open already.
@@ -297,6 +297,12 @@ mod tests {
         // Dormant, not wrong.
         assert_eq!(resolve("netns:no-such-name").unwrap(), Selector::Named("no-such-name".into()));
         assert!(matches!(resolve("/proc/0/ns/net"), Err(ResolveError::File { .. })));
+        // A FIFO that nobody writes to is not waited for.
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = namespaces.resolve(Selector::File(fifo));
+        assert!(matches!(refused, Err(ResolveError::NotANamespace { .. })), "{refused:?}");
         assert!(
             matches!(resolve("/etc/passwd"), Err(ResolveError::NotANamespace { .. })),
             "{:?}",

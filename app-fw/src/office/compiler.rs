@@ -38,10 +38,19 @@ struct Step {
     added: Vec<Arc<ActiveRule>>,
 }
 
+/// A rule made ready.
+struct Made {
+    id: u64,
+    /// None if it is gone, or has had its end.
+    active: Option<Arc<ActiveRule>>,
+    /// What of it depends on time.
+    state: Option<Vec<bool>>,
+}
+
 /// What will be in force, if it can be stored.
 pub(super) struct Compiled {
     pub(super) ruleset: Ruleset,
-    made: Vec<(u64, Option<Arc<ActiveRule>>, Option<Vec<bool>>)>,
+    made: Vec<Made>,
     sets: Arc<Sets>,
     step: Option<Step>,
 }
@@ -63,7 +72,8 @@ impl Compiler {
             compiler.take(entry.id, active, state);
             compiler.ends.extend(entry.rule.until.map(|until| (until, entry.id)));
         }
-        let ruleset = compiler.file(book.revision(), book, compiler.active.values().cloned(), &sets);
+        let active = book.rules().filter_map(|entry| compiler.active.get(&entry.id).cloned());
+        let ruleset = compiler.file(book.revision(), book, active, &sets);
         (compiler, ruleset)
     }
 
@@ -103,22 +113,25 @@ impl Compiler {
         moment: &Moment,
         is_small: bool,
     ) -> Compiled {
+        // By id.
         let made: Vec<_> = changed
             .iter()
             .map(|(id, entry)| {
                 let (active, state) = entry.map_or((None, None), |entry| make(entry, &sets, moment));
-                (*id, active, state)
+                Made { id: *id, active, state }
             })
             .collect();
         let generation = before.generation + 1;
         if !is_small {
-            let new = made.iter().filter_map(|(_, active, _)| active.clone());
-            let kept = self.active.iter().filter(|(id, _)| !changed.contains_key(id)).map(|(_, active)| active.clone());
-            let ruleset = self.file(generation, book, kept.chain(new), &sets);
+            let active = |entry: &Arc<Entry>| match made.binary_search_by_key(&entry.id, |made| made.id) {
+                Ok(at) => made[at].active.clone(),
+                Err(_) => self.active.get(&entry.id).cloned(),
+            };
+            let ruleset = self.file(generation, book, book.rules().filter_map(active), &sets);
             return Compiled { ruleset, made, sets, step: None };
         }
         let removed = changed.keys().filter_map(|id| Some((place(self.active.get(id)?), *id))).collect();
-        let added = made.iter().filter_map(|(_, active, _)| active.clone()).collect();
+        let added = made.iter().filter_map(|made| made.active.clone()).collect();
         let step = Step { removed, added };
         let ruleset = before.with(generation, step.places(), policies(book));
         Compiled { ruleset, made, sets, step: Some(step) }
@@ -138,7 +151,7 @@ impl Compiler {
     /// It is in force.
     pub(super) fn adopt(&mut self, compiled: Compiled, delta: &book::Delta) -> Ruleset {
         let Compiled { ruleset, made, sets, step } = compiled;
-        for (id, active, state) in made {
+        for Made { id, active, state } in made {
             self.take(id, active, state);
         }
         for (id, change) in &delta.rules {

@@ -17,7 +17,7 @@ use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
 use crate::store::{Author, MAX_REVISIONS, Store, StoreError};
 
-use super::compiler::Compiler;
+use super::compiler::{Compiled, Compiler};
 use super::listing::{Extract, Lister};
 use super::windows::Moment;
 use super::{invalid, resolve};
@@ -27,6 +27,9 @@ const EXPIRED: &str = "expired";
 
 /// How long to wait when rules that have had their end could not be deleted. They are out of force meanwhile.
 const RETRY: i64 = 10;
+
+/// Changes of so many rules are worth a second thread.
+const LARGE: usize = 1000;
 
 /// So many of what was in force lately are kept; others are freed soon.
 const RETIRED: usize = 4;
@@ -200,12 +203,7 @@ impl Registrar {
             drop(changing);
             return Ok(Changed { revision: current, done: done(outcomes), rules: desk.book.len() });
         }
-        let before = self.rules.load();
-        let moment = Moment::now();
-        let compiled = desk.compiler.compiled(&before, changing.book(), changing.delta(), &moment);
-        let revision = lock(&self.store)
-            .commit(changing.book(), changing.last_id(), changing.delta(), &author)
-            .map_err(store_failure)?;
+        let (compiled, revision) = self.prepare(&desk.compiler, &changing, &author)?;
         let delta = changing.keep(revision.number);
         let ruleset = desk.compiler.adopt(compiled, &delta);
         self.enforce(desk, ruleset, delta);
@@ -213,6 +211,35 @@ impl Registrar {
         let (number, rules) = (revision.number, desk.book.len());
         self.hub.changed(|| Announcement::Changed(revision));
         Ok(Changed { revision: number, done: done(outcomes), rules })
+    }
+
+    /// Compiles a change and commits it; a large one at the same time, but nothing is committed that is not compiled.
+    fn prepare(
+        &self,
+        compiler: &Compiler,
+        changing: &Changing<'_>,
+        author: &Author,
+    ) -> Result<(Compiled, Revision), Failure> {
+        let (before, moment) = (self.rules.load_full(), Moment::now());
+        let (book, delta, last_id) = (changing.book(), changing.delta(), changing.last_id());
+        let compile = || compiler.compiled(&before, book, delta, &moment);
+        let commit = |ready: &mut dyn FnMut()| lock(&self.store).commit(book, last_id, delta, author, ready);
+        if delta.rules.len() < LARGE {
+            let compiled = compile();
+            return Ok((compiled, commit(&mut || {}).map_err(store_failure)?));
+        }
+        std::thread::scope(|scope| {
+            let mut compiling = Some(scope.spawn(compile));
+            let mut compiled = None;
+            let mut wait = || {
+                let joined = compiling.take().map(std::thread::ScopedJoinHandle::join);
+                // A panic goes on here: nothing is committed then.
+                compiled = joined.map(|joined| joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            };
+            let revision = commit(&mut wait).map_err(store_failure)?;
+            let compiled = compiled.ok_or_else(|| invalid("the rules were not compiled".into()))?;
+            Ok((compiled, revision))
+        })
     }
 
     fn enforce(&self, desk: &mut Desk, ruleset: Ruleset, delta: Delta) {

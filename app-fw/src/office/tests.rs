@@ -333,7 +333,7 @@ fn speed_with_many_rules() {
         let mut store = Store::open(&dir.path().join("other.db")).unwrap();
         let begun = Instant::now();
         let author = crate::store::Author::default();
-        store.commit(changing.book(), changing.last_id(), changing.delta(), &author).unwrap();
+        store.commit(changing.book(), changing.last_id(), changing.delta(), &author, || {}).unwrap();
         eprintln!("  the commit: {:?}", begun.elapsed());
         let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
         let begun = Instant::now();

@@ -325,7 +325,7 @@ impl Pipeline {
     pub(super) fn judge(&mut self, view: &Arc<View>, facts: &Facts<'_>, identity: &Identity) -> Judgement {
         let owners = identity.owners();
         let Some((image, whose)) = identity.sole() else { return view.residual(&owners).judge(facts, &owners) };
-        if let Some(asked) = self.asked.get(&image.process)
+        if let Some(asked) = self.of_rules.asked.get(&image.process)
             && Arc::ptr_eq(&asked.image, image)
             && Arc::ptr_eq(&asked.view, view)
             && asked.whose == *whose
@@ -335,7 +335,7 @@ impl Pipeline {
         let residual = Arc::new(view.residual(&owners));
         let judgement = residual.judge(facts, &owners);
         let asked = Asked { image: image.clone(), whose: whose.clone(), view: view.clone(), residual };
-        self.asked.put(image.process, asked);
+        self.of_rules.asked.put(image.process, asked);
         judgement
     }
 }

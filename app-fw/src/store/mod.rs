@@ -64,7 +64,8 @@ impl Store {
         Book::new(contents).map_err(|(id, why)| StoreError::Rule { id: id.cast_signed(), why })
     }
 
-    /// Makes a change last, as the revision after `book`'s. `book` is as it is after the change.
+    /// Makes a change last, as the revision after `book`'s. `book` is as it is after the change. `ready` is called when all is
+    /// written and nothing is committed yet.
     ///
     /// # Errors
     /// The database cannot be written. Then nothing of it is.
@@ -74,6 +75,7 @@ impl Store {
         last_id: u64,
         delta: &Delta,
         author: &Author,
+        ready: impl FnOnce(),
     ) -> Result<Revision, StoreError> {
         // As exact as it is stored.
         let time = Timestamp::from_microsecond(author.time.as_microsecond()).unwrap_or(author.time);
@@ -95,6 +97,7 @@ impl Store {
                 .execute(params![key, value.cast_signed()])?;
         }
         let kept = history::write(&transaction, &self.kept, &revision, past.as_deref())?;
+        ready();
         transaction.commit()?;
         self.kept = kept;
         Ok(revision)

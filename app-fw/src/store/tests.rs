@@ -78,7 +78,7 @@ impl Both {
 
 fn commit(store: &mut Store, changing: crate::book::Changing<'_>) -> Result<bool, StoreError> {
     if !changing.delta().is_empty() {
-        let revision = store.commit(changing.book(), changing.last_id(), changing.delta(), &author())?;
+        let revision = store.commit(changing.book(), changing.last_id(), changing.delta(), &author(), || {})?;
         changing.keep(revision.number);
     }
     Ok(true)

@@ -1,10 +1,15 @@
 //! Network namespaces by cookie, and visits to them.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 /// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -36,6 +41,18 @@ pub fn cookie_of(socket: &impl AsRawFd) -> io::Result<u64> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Opens a namespace's file. Nothing else is opened, whoever named it: a FIFO would wait, a device may do something.
+///
+/// # Errors
+/// There is none, or (`EINVAL`) it is something else.
+pub fn open(path: &Path) -> io::Result<File> {
+    let found = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    if fstatfs(&found)?.filesystem_type() != NSFS_MAGIC {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
 }
 
 /// Runs `work` inside the namespace that `namespace` refers to, and comes back.
