@@ -18,6 +18,8 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// The queue that takes the client's outgoing packets.
 const QUEUE: &str = "0";
+/// The daemon's control socket, in its directory.
+const SOCKET: &str = "ctl.sock";
 
 /// Where the programs under test are.
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ pub enum Contender {
     AcceptAll,
     /// The same once more: how far its ratio to [`Self::AcceptAll`] strays from 1 is what this run cannot tell apart.
     AcceptAllAgain,
-    /// The daemon with one hash rule, every outgoing packet through userspace.
+    /// The daemon, every outgoing packet through userspace.
     AppFw {
         /// Its name in the tables.
         name: String,
@@ -45,6 +47,8 @@ pub enum Contender {
         options: Vec<String>,
         /// What to start.
         programs: Programs,
+        /// The file to restore its rules from; one hash rule if absent.
+        ruleset: Option<PathBuf>,
     },
 }
 
@@ -72,7 +76,15 @@ impl Contender {
         match self {
             Self::None => Ok(Guard::default()),
             Self::AcceptAll | Self::AcceptAllAgain => start_accept_all(supervisor, lab),
-            Self::AppFw { options, programs, .. } => start_app_fw(supervisor, lab, programs, options),
+            Self::AppFw { options, programs, ruleset, .. } => {
+                let mut guard = start_daemon(supervisor, &lab.client, programs, options)?;
+                match ruleset {
+                    Some(file) => guard.restore(&lab.client, programs, file)?,
+                    None => guard.add_hash_rule(&lab.client, programs)?,
+                }
+                guard.queue_output_of(&lab.client)?;
+                Ok(guard)
+            }
         }
         .with_context(|| format!("cannot set up {}", self.name()))
     }
@@ -106,6 +118,49 @@ impl Guard {
         }
     }
 
+    /// The control socket of a daemon.
+    ///
+    /// # Errors
+    /// It is no daemon.
+    pub fn socket(&self) -> Result<PathBuf> {
+        Ok(self.home.as_ref().context("only a daemon has a control socket")?.path().join(SOCKET))
+    }
+
+    /// Sends what leaves `namespace` to the consumer.
+    ///
+    /// # Errors
+    /// iptables fails.
+    pub fn queue_output_of(&mut self, namespace: &Namespace) -> Result<()> {
+        self.rules = Some(QueueRules::insert(namespace)?);
+        Ok(())
+    }
+
+    /// `ctl-fw` for this daemon.
+    ///
+    /// # Errors
+    /// It is no daemon.
+    pub fn ctl_fw(&self, namespace: &Namespace, programs: &Programs) -> Result<Command> {
+        let mut command = command_in(&namespace.path(), &programs.ctl_fw)?;
+        command.arg("--socket").arg(self.socket()?);
+        Ok(command)
+    }
+
+    /// Replaces the daemon's rules by those in `file`.
+    ///
+    /// # Errors
+    /// It is no daemon, or does not take them.
+    pub fn restore(&self, namespace: &Namespace, programs: &Programs, file: &Path) -> Result<()> {
+        output_of(self.ctl_fw(namespace, programs)?.arg("restore").arg(file)).map(drop)
+    }
+
+    /// One rule that every packet is judged by and none matches: it drops a program that sends nothing here.
+    fn add_hash_rule(&self, client: &Namespace, programs: &Programs) -> Result<()> {
+        let digest = digest_of(Path::new("/bin/false"))?;
+        let mut command = self.ctl_fw(client, programs)?;
+        command.args(["-A", "-c", "OUTPUT", "-v", "DROP", "--sng-hash", &digest]);
+        output_of(&mut command).map(drop)
+    }
+
     /// Removes the rules, ends the consumer and waits for it.
     ///
     /// # Errors
@@ -136,11 +191,20 @@ fn start_accept_all(supervisor: &Supervisor, lab: &Lab) -> Result<Guard> {
     Ok(Guard { rules: Some(rules), process: Some(process), home: None })
 }
 
-fn start_app_fw(supervisor: &Supervisor, lab: &Lab, programs: &Programs, options: &[String]) -> Result<Guard> {
+/// Starts the daemon in `namespace`. It has no rules yet, and nothing is queued for it.
+///
+/// # Errors
+/// It does not start or does not become ready.
+pub fn start_daemon(
+    supervisor: &Supervisor,
+    namespace: &Namespace,
+    programs: &Programs,
+    options: &[String],
+) -> Result<Guard> {
     let home = TempDir::with_prefix("afw-bench-").context("cannot make a temporary directory")?;
-    let socket = home.path().join("ctl.sock");
+    let socket = home.path().join(SOCKET);
     let output = File::create(home.path().join("output")).context("cannot keep the daemon's output")?;
-    let mut command = command_in(&lab.client.path(), &programs.app_fw)?;
+    let mut command = command_in(&namespace.path(), &programs.app_fw)?;
     command.arg("--db").arg(home.path().join("rules.db")).arg("--socket").arg(&socket);
     command.args(["--queue-out", QUEUE, "--kernel-cache", "off"]).args(options);
     command.stdout(output.try_clone().context("cannot keep the daemon's output")?).stderr(output);
@@ -151,9 +215,7 @@ fn start_app_fw(supervisor: &Supervisor, lab: &Lab, programs: &Programs, options
         .context("cannot watch the temporary directory")?;
     let mut process = Ward::start("app-fw", &mut command)?;
     wait_for_socket(supervisor, &appearance, &socket, &mut process).with_context(|| last_words(home.path()))?;
-    add_hash_rule(&lab.client, programs, &socket).with_context(|| last_words(home.path()))?;
-    let rules = QueueRules::insert(&lab.client)?;
-    Ok(Guard { rules: Some(rules), process: Some(process), home: Some(home) })
+    Ok(Guard { rules: None, process: Some(process), home: Some(home) })
 }
 
 /// The daemon's socket appears when its queues are bound.
@@ -170,13 +232,14 @@ fn wait_for_socket(supervisor: &Supervisor, appearance: &Inotify, socket: &Path,
     Ok(())
 }
 
-/// One rule that every packet is judged by and none matches: it drops a program that sends nothing here.
-fn add_hash_rule(client: &Namespace, programs: &Programs, socket: &Path) -> Result<()> {
-    let digest = output_of(Command::new("sha256sum").arg("/bin/false"))?;
-    let Some((digest, _)) = digest.split_once(' ') else { bail!("sha256sum said {digest:?}") };
-    let mut command = command_in(&client.path(), &programs.ctl_fw)?;
-    command.arg("--socket").arg(socket).args(["-A", "-c", "OUTPUT", "-v", "DROP", "--sng-hash", digest]);
-    output_of(&mut command).map(drop)
+/// The SHA-256 of a file, as rules name it.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn digest_of(file: &Path) -> Result<String> {
+    let told = output_of(Command::new("sha256sum").arg(file))?;
+    let (digest, _) = told.split_once(' ').with_context(|| format!("sha256sum said {told:?}"))?;
+    Ok(digest.to_owned())
 }
 
 /// Rules that send every outgoing packet of a namespace, IPv4 and IPv6, to the queue; removed when dropped.

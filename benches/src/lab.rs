@@ -19,6 +19,10 @@ const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
+/// Further addresses of the server (RFC 2544): the first, and how many there are.
+pub const CROWD: (Ipv4Addr, u32) = (Ipv4Addr::new(198, 18, 0, 0), 1 << 17);
+const CROWD_NET: &str = "198.18.0.0/15";
+
 /// A named network namespace; removed, with what is in it, when it goes out of scope.
 #[derive(Debug)]
 pub struct Namespace {
@@ -52,6 +56,14 @@ impl Namespace {
             work()
         };
         thread::scope(|scope| scope.spawn(entered).join()).map_err(|_| anyhow!("work inside {} panicked", self.name))?
+    }
+
+    /// An empty one.
+    ///
+    /// # Errors
+    /// Not root, or iproute2 is missing.
+    pub fn empty(name: &str) -> Result<Self> {
+        Self::create(format!("afw-bench-{}-{name}", std::process::id()))
     }
 
     fn ip(&self, arguments: &[&str]) -> Result<()> {
@@ -97,6 +109,8 @@ impl Lab {
         client.ip(&["link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", server.name()])?;
         client.configure(CLIENT_V4, CLIENT_V6)?;
         server.configure(SERVER_V4, SERVER_V6)?;
+        client.ip(&["route", "add", CROWD_NET, "via", &SERVER_V4.to_string()])?;
+        server.ip(&["route", "add", "local", CROWD_NET, "dev", "lo"])?;
         client.within(forget_connections)?;
         Ok(Self { client, server, ipv6 })
     }

@@ -8,11 +8,14 @@
 //! which are gone when the run ends, however it ends. See `README.md` beside this crate for how to read the figures.
 
 pub mod accept_all;
+pub mod changes;
 pub mod comparison;
 pub mod contender;
 pub mod lab;
 pub mod load;
 pub mod machine;
 pub mod measure;
+pub mod pauses;
 pub mod report;
+pub mod rulesets;
 pub mod supervise;

@@ -28,12 +28,14 @@ pub enum Measure {
     /// 64-byte UDP packets from one connected socket
     #[value(name = "udp-64")]
     Udp64,
+    /// 64-byte UDP packets, each to another address or port than those before it
+    UdpNew,
     /// Processes with 40 more libraries that send one UDP packet and wait for its echo
     First,
 }
 
 impl Measure {
-    /// All, in the order of the table.
+    /// What daemons are compared by, in the order of the table.
     pub const ALL: [Self; 5] = [Self::TcpBulk, Self::Connect1, Self::Connect8, Self::Udp64, Self::First];
 
     /// The token on the command line and in the tables.
@@ -43,6 +45,7 @@ impl Measure {
             Self::Connect1 => "connect-1",
             Self::Connect8 => "connect-8",
             Self::Udp64 => "udp-64",
+            Self::UdpNew => "udp-new",
             Self::First => "first",
         }
     }
@@ -54,6 +57,7 @@ impl Measure {
             Self::Connect1 => "connections/s, 1 thread",
             Self::Connect8 => "connections/s, 8 threads",
             Self::Udp64 => "UDP 64 B, packets/s",
+            Self::UdpNew => "UDP 64 B, new flows/s",
             Self::First => "processes/s, first packet",
         }
     }
@@ -84,7 +88,7 @@ impl Measure {
             Self::TcpBulk => count >> 16,
             // SYN, ACK, data, FIN; what follows the server's FIN may still be under way.
             Self::Connect1 | Self::Connect8 => count * 4,
-            Self::Udp64 | Self::First => count,
+            Self::Udp64 | Self::UdpNew | Self::First => count,
         }
     }
 

@@ -11,16 +11,19 @@ pub const TARGET: f64 = 0.8;
 
 /// Median and extremes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
+pub struct Spread {
+    /// The one in the middle.
+    pub median: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The greatest.
+    pub most: f64,
 }
 
 impl Spread {
     /// None if there are no values.
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = values.collect();
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_unstable_by(f64::total_cmp);
         let (&least, &most) = (sorted.first()?, sorted.last()?);
         let middle = sorted.len() / 2;
@@ -28,7 +31,8 @@ impl Spread {
         Some(Self { median, least, most })
     }
 
-    fn format(self, number: impl Fn(f64) -> String) -> String {
+    /// The median, and the extremes in brackets.
+    pub fn format(self, number: impl Fn(f64) -> String) -> String {
         format!("{} ({}-{})", number(self.median), number(self.least), number(self.most))
     }
 }
@@ -133,9 +137,9 @@ fn first_verdict(plan: &Plan, samples: &Samples, contender: usize, baseline: usi
     Some(format!("- {} - {}, p50 of the first packet: {figures} us {word} (limit {limit} us)\n", names.0, names.1))
 }
 
-/// One line per measure: whether the median of contender number `contender` reaches [`TARGET`] of number `baseline`, and
-/// in how many rounds it did, because a median alone would hide a verdict that is a matter of luck.
-pub fn verdicts(plan: &Plan, samples: &Samples, contender: usize, baseline: usize) -> String {
+/// One line per measure: whether the median of the first contender reaches `target` of the second, and in how many rounds
+/// it did, because a median alone would hide a verdict that is a matter of luck.
+pub fn verdicts(plan: &Plan, samples: &Samples, (contender, baseline): (usize, usize), target: f64) -> String {
     let names = (plan.contenders[contender].name(), plan.contenders[baseline].name());
     let mut text = String::new();
     for &measure in &plan.measures {
@@ -145,14 +149,14 @@ pub fn verdicts(plan: &Plan, samples: &Samples, contender: usize, baseline: usiz
             continue;
         }
         let ratios = ratios(samples, contender, baseline, measure);
-        let reached = ratios.iter().filter(|&&ratio| ratio >= TARGET).count();
+        let reached = ratios.iter().filter(|&&ratio| ratio >= target).count();
         let rounds = ratios.len();
         let Some(spread) = Spread::of(ratios.into_iter()) else { continue };
-        let word = if spread.median >= TARGET { "PASS".to_owned() } else { format!("BELOW {TARGET}") };
+        let word = if spread.median >= target { "PASS".to_owned() } else { format!("BELOW {target}") };
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "- {} / {}, {}: {} {word} ({TARGET} reached in {reached} of {rounds} rounds)",
+            "- {} / {}, {}: {} {word} ({target} reached in {reached} of {rounds} rounds)",
             names.0,
             names.1,
             measure.token(),
@@ -162,7 +166,8 @@ pub fn verdicts(plan: &Plan, samples: &Samples, contender: usize, baseline: usiz
     text
 }
 
-fn table(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Rows of cells as Markdown.
+pub fn table(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(header);
     text.push_str(&line(&vec!["---".to_owned(); header.len()]));
@@ -221,7 +226,7 @@ mod tests {
         let (plan, samples) = two_rounds();
         assert!(ratio_table(&plan, &samples, 0).contains("| accept-all | 0.72 (0.70-0.75) |"));
         let below = "- accept-all / none, udp-64: 0.72 (0.70-0.75) BELOW 0.8 (0.8 reached in 0 of 2 rounds)\n";
-        assert_eq!(verdicts(&plan, &samples, 1, 0), below);
-        assert!(verdicts(&plan, &samples, 0, 1).contains("PASS (0.8 reached in 2 of 2 rounds)"));
+        assert_eq!(verdicts(&plan, &samples, (1, 0), TARGET), below);
+        assert!(verdicts(&plan, &samples, (0, 1), TARGET).contains("PASS (0.8 reached in 2 of 2 rounds)"));
     }
 }

@@ -302,21 +302,23 @@ impl Ruleset {
         Ruleset::new(generation, Contents { rules: [], policies: [], sets: Arc::default() }, defaults)
     }
 
-    /// After a change of a few rules, or of policies. Sets are as they were. Takes as long for 100,000 rules as for one,
-    /// but what is filed so is found a little more slowly: see [`Ruleset::is_worn`].
+    /// After a change of a few rules, of policies, or of sets; rules that name a changed set are among those that changed.
+    /// Takes as long for 100,000 rules as for one, but what is filed so is found a little more slowly: see
+    /// [`Ruleset::is_worn`].
     pub fn with(
         &self,
         generation: u64,
         changes: impl IntoIterator<Item = ((Selector, Chain), Delta)>,
         policies: impl IntoIterator<Item = (Selector, Chain, Verdict)>,
+        sets: Arc<Sets>,
     ) -> Ruleset {
         let mut chains = self.chains.clone();
         for (place, Delta { removed, added }) in changes {
             let before = chains.entry(place).or_default();
-            *before = Arc::new(before.with(&removed, added, &self.sets));
+            *before = Arc::new(before.with(&removed, added, &sets));
         }
         chains.retain(|_, chain| chain.len() > 0);
-        let (policies, sets) = (by_place(policies), self.sets.clone());
+        let policies = by_place(policies);
         Ruleset { generation, chains, policies, defaults: self.defaults, sets, count: 0, asks: Asks::default() }
             .counted()
     }

@@ -403,7 +403,7 @@ impl Both {
             self.world.rules.insert(at, (id, rule));
             self.ranks.insert(at, rank);
         }
-        self.ruleset = self.ruleset.with(self.ruleset.generation + 1, [(PLACE, delta)], []);
+        self.ruleset = self.ruleset.with(self.ruleset.generation + 1, [(PLACE, delta)], [], self.sets.clone());
         if dice.one_in(8) {
             self.ruleset = self.ruleset.compact();
         }

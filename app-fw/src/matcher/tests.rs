@@ -300,7 +300,7 @@ fn rules_that_change_little_by_little_and_then_are_filed_anew() {
         changes += 1;
         let added = vec![active(changes, &format!("-c OUTPUT -n any -v DROP --dport {changes}"))];
         let delta = Delta { removed: changes.checked_sub(2).filter(|id| id % 3 == 0).into_iter().collect(), added };
-        set = set.with(changes, [(place.clone(), delta)], []);
+        set = set.with(changes, [(place.clone(), delta)], [], Arc::default());
     }
     assert!(changes > 100, "{changes}");
     let compact = set.compact();
@@ -308,6 +308,6 @@ fn rules_that_change_little_by_little_and_then_are_filed_anew() {
     assert_eq!((compact.generation, compact.len()), (set.generation, set.len()));
     let ids = |set: &Ruleset| set.view(&[], Chain::Output).rules().iter().map(|rule| rule.id).collect::<Vec<_>>();
     assert_eq!(ids(&compact), ids(&set));
-    let none = set.with(9, [(place, Delta { removed: ids(&set), added: vec![] })], []);
+    let none = set.with(9, [(place, Delta { removed: ids(&set), added: vec![] })], [], Arc::default());
     assert!(none.is_empty());
 }

@@ -89,7 +89,7 @@ impl Compiler {
             let is_changed = |name: &SetName| delta.sets.contains_key(name);
             changed.extend(book.users(is_changed).map(|entry| (entry.id, Some(&**entry))));
         }
-        let is_small = delta.sets.is_empty() && changed.len() <= FEW;
+        let is_small = changed.len() <= FEW;
         self.with(before, book, &changed, sets, moment, is_small)
     }
 
@@ -133,7 +133,7 @@ impl Compiler {
         let removed = changed.keys().filter_map(|id| Some((place(self.active.get(id)?), *id))).collect();
         let added = made.iter().filter_map(|made| made.active.clone()).collect();
         let step = Step { removed, added };
-        let ruleset = before.with(generation, step.places(), policies(book));
+        let ruleset = before.with(generation, step.places(), policies(book), sets.clone());
         Compiled { ruleset, made, sets, step: Some(step) }
     }
 
@@ -205,7 +205,10 @@ impl Compiler {
         Some(match steps.is_empty() {
             true => fresh,
             false => {
-                let add = |ruleset: Ruleset, step: &Step| ruleset.with(generation, step.places(), policies(book));
+                // Rules made with former sets are replaced by a later step.
+                let add = |ruleset: Ruleset, step: &Step| {
+                    ruleset.with(generation, step.places(), policies(book), self.sets.clone())
+                };
                 steps.iter().fold(fresh, add)
             }
         })

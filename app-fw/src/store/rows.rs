@@ -136,8 +136,11 @@ fn write_rules(transaction: &Transaction<'_>, delta: &Delta) -> Result<(), Store
             }
             (Some(before), Some(after)) if before.rule == after.rule => rerank.execute(params![key, after.rank])?,
             (Some(_), Some(after)) => replace.execute(params![key, after.rank, body(after)?])?,
-            (_, None) => {
-                forget.execute([key])?;
+            (before, None) => {
+                // What has counted nothing has no row there.
+                if before.as_ref().is_none_or(|before| before.hits.get().0 > 0) {
+                    forget.execute([key])?;
+                }
                 delete.execute([key])?
             }
         };

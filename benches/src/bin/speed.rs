@@ -152,7 +152,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         println!("{}", report::ratio_table(&plan, &samples, baseline));
         for (index, contender) in plan.contenders.iter().enumerate() {
             if matches!(contender, Contender::AcceptAllAgain | Contender::AppFw { .. }) && index != baseline {
-                print!("{}", report::verdicts(&plan, &samples, index, baseline));
+                print!("{}", report::verdicts(&plan, &samples, (index, baseline), report::TARGET));
             }
         }
     }
@@ -198,7 +198,12 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
         if all.iter().any(|contender| contender.name() == name) {
             bail!("two contenders are called {name}");
         }
-        all.push(Contender::AppFw { name: name.clone(), options: options.clone(), programs: programs.clone() });
+        all.push(Contender::AppFw {
+            name: name.clone(),
+            options: options.clone(),
+            programs: programs.clone(),
+            ruleset: None,
+        });
     }
     Ok(all)
 }

@@ -1,7 +1,7 @@
 //! Processes of many objects that send a packet and wait for its echo: the first packet that a guard sees of each.
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Latency, Outcome, PORT, ready_until_asked, say};
+use super::{Latency, Outcome, PORT, any, ready_until_asked, say};
 use crate::supervise::own_path;
 
 /// Libraries that each process maps besides those that it needs.
@@ -57,8 +57,7 @@ pub(super) fn drive(address: IpAddr, duration: Duration) -> Result<Outcome> {
 /// # Errors
 /// There is no echo.
 pub fn send_first(address: IpAddr) -> Result<()> {
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).context("cannot make a socket")?;
+    let socket = UdpSocket::bind(SocketAddr::new(any(address), 0)).context("cannot make a socket")?;
     socket.connect(SocketAddr::new(address, PORT)).context("cannot connect")?;
     socket.set_read_timeout(Some(LIMIT))?;
     let begin = Instant::now();

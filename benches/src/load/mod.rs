@@ -11,7 +11,7 @@ mod tcp_bulk;
 mod udp;
 
 use std::io::{self, BufRead, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -35,7 +35,8 @@ pub fn serve(measure: Measure, address: IpAddr) -> Result<()> {
     let outcome = match measure {
         Measure::TcpBulk => tcp_bulk::serve(SocketAddr::new(address, PORT))?,
         Measure::Connect1 | Measure::Connect8 => connect::serve(address, measure.threads())?,
-        Measure::Udp64 => udp::serve(SocketAddr::new(address, PORT))?,
+        Measure::Udp64 => udp::serve(SocketAddr::new(address, PORT), 1)?,
+        Measure::UdpNew => udp::serve(SocketAddr::new(any(address), PORT), udp::PORTS)?,
         Measure::First => first::serve(address)?,
     };
     say(&outcome.to_string())
@@ -51,24 +52,31 @@ pub fn drive(measure: Measure, address: IpAddr, duration: Duration) -> Result<()
         Measure::TcpBulk => tcp_bulk::drive(SocketAddr::new(address, PORT), duration)?,
         Measure::Connect1 | Measure::Connect8 => connect::drive(address, measure.threads(), duration)?,
         Measure::Udp64 => udp::drive(SocketAddr::new(address, PORT), duration)?,
+        Measure::UdpNew => udp::drive_new_flows(PORT, duration)?,
         Measure::First => first::drive(address, duration)?,
     };
     say(&outcome.to_string())
 }
 
+/// Any address of the same family.
+pub(crate) fn any(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
 /// So that `perf` and `top` tell the roles apart.
-fn name_thread(name: &str) -> Result<()> {
+pub(crate) fn name_thread(name: &str) -> Result<()> {
     let name = std::ffi::CString::new(name).context("a name with a NUL")?;
     prctl::set_name(&name).context("cannot set the thread's name")
 }
 
-fn say(line: &str) -> Result<()> {
+/// Tells the run something.
+pub(crate) fn say(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
 /// Says `ready`, then waits to be asked for the outcome.
-fn ready_until_asked() -> Result<()> {
+pub(crate) fn ready_until_asked() -> Result<()> {
     say("ready")?;
     let mut question = String::new();
     io::stdin().lock().read_line(&mut question).context("cannot read standard input")?;

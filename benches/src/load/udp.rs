@@ -1,10 +1,10 @@
-//! Small UDP packets from one connected socket as fast as they go, counted at the receiver.
+//! Small UDP packets from one socket as fast as they go, counted at the receiver.
 //!
 //! The sender is held back by its socket's send buffer: packets that wait in a queue count against it. So a slow guard
 //! mostly slows the sender down; what is lost all the same is not counted.
 
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
 
-use super::{Outcome, ready_until_asked};
+use super::{Outcome, any, ready_until_asked};
+use crate::lab::CROWD;
 
 /// Bytes in each packet, after the UDP header.
 pub const PAYLOAD: usize = 64;
@@ -21,6 +22,8 @@ pub const PAYLOAD: usize = 64;
 const BURST: u64 = 64;
 /// Most packets received at once.
 const BATCH: usize = 64;
+/// Ports that new flows go to.
+pub(super) const PORTS: u16 = 4;
 /// Receive buffer, bytes, so that the receiver is not where packets get lost.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -34,18 +37,22 @@ struct Tally {
     last: AtomicU64,
 }
 
-pub(super) fn serve(at: SocketAddr) -> Result<Outcome> {
-    let socket = UdpSocket::bind(at).with_context(|| format!("cannot bind {at}"))?;
-    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("cannot enlarge the receive buffer")?;
+/// Counts what comes to `ports` ports from that of `at` on.
+pub(super) fn serve(at: SocketAddr, ports: u16) -> Result<Outcome> {
     let tally =
         Tally { start: Instant::now(), packets: AtomicU64::new(0), first: AtomicU64::new(0), last: AtomicU64::new(0) };
     let tally: &'static Tally = Box::leak(Box::new(tally));
-    // Ends with the process, when the outcome has been asked for.
-    thread::spawn(move || {
-        if let Err(error) = receive(&socket, tally) {
-            eprintln!("speed: the receiver stopped: {error:#}");
-        }
-    });
+    for port in at.port()..at.port() + ports {
+        let at = SocketAddr::new(at.ip(), port);
+        let socket = UdpSocket::bind(at).with_context(|| format!("cannot bind {at}"))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("cannot enlarge the receive buffer")?;
+        // Ends with the process, when the outcome has been asked for.
+        thread::spawn(move || {
+            if let Err(error) = receive(&socket, tally) {
+                eprintln!("speed: the receiver stopped: {error:#}");
+            }
+        });
+    }
     ready_until_asked()?;
     let (first, last) = (tally.first.load(Ordering::Acquire), tally.last.load(Ordering::Acquire));
     let elapsed = Duration::from_nanos(last.saturating_sub(first));
@@ -72,8 +79,7 @@ fn receive(socket: &UdpSocket, tally: &Tally) -> Result<()> {
 }
 
 pub(super) fn drive(to: SocketAddr, duration: Duration) -> Result<Outcome> {
-    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).context("cannot make a socket")?;
+    let socket = UdpSocket::bind(SocketAddr::new(any(to.ip()), 0)).context("cannot make a socket")?;
     socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
     let start = Instant::now();
     let mut count = 0;
@@ -82,6 +88,23 @@ pub(super) fn drive(to: SocketAddr, duration: Duration) -> Result<Outcome> {
             socket.send(&[0x5a; PAYLOAD]).context("cannot send")?;
         }
         count += BURST;
+    }
+    Ok(Outcome { count, elapsed: start.elapsed(), latency: None })
+}
+
+/// Each packet goes to the next of the server's many addresses, and when these are through, to the next port.
+pub(super) fn drive_new_flows(port: u16, duration: Duration) -> Result<Outcome> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+    let (first, addresses) = CROWD;
+    let start = Instant::now();
+    let mut count: u64 = 0;
+    while start.elapsed() < duration {
+        for _ in 0..BURST {
+            let address = Ipv4Addr::from_bits(first.to_bits() + (count % u64::from(addresses)) as u32);
+            let port = port + (count / u64::from(addresses)) as u16 % PORTS;
+            socket.send_to(&[0x5a; PAYLOAD], (address, port)).context("cannot send")?;
+            count += 1;
+        }
     }
     Ok(Outcome { count, elapsed: start.elapsed(), latency: None })
 }
