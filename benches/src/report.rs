@@ -90,7 +90,7 @@ pub fn ratio_table(plan: &Plan, samples: &Samples, baseline: usize) -> String {
     let rows = plan.contenders.iter().enumerate().map(|(index, contender)| {
         let mut row = vec![contender.name().to_owned()];
         row.extend(plan.measures.iter().map(|&measure| {
-            cell(Spread::of(ratios(samples, index, baseline, measure).into_iter()), |ratio| format!("{ratio:.2}"))
+            cell(Spread::of(ratios(samples, index, baseline, measure)), |ratio| format!("{ratio:.2}"))
         }));
         row
     });
@@ -151,7 +151,7 @@ pub fn verdicts(plan: &Plan, samples: &Samples, (contender, baseline): (usize, u
         let ratios = ratios(samples, contender, baseline, measure);
         let reached = ratios.iter().filter(|&&ratio| ratio >= target).count();
         let rounds = ratios.len();
-        let Some(spread) = Spread::of(ratios.into_iter()) else { continue };
+        let Some(spread) = Spread::of(ratios) else { continue };
         let word = if spread.median >= target { "PASS".to_owned() } else { format!("BELOW {target}") };
         // Writing to a String cannot fail.
         let _ = writeln!(
