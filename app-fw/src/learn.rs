@@ -101,6 +101,10 @@ impl Records {
 
     /// What was recorded, most packets first, and is forgotten then if `clear` says so.
     pub fn list(&self, clear: bool) -> Vec<Learned> {
+        let left_out = self.left_out.swap(0, Ordering::Relaxed);
+        if left_out > 0 {
+            tracing::warn!("{left_out} packets were not recorded: too many at once, or to too many places");
+        }
         let mut known = self.known();
         let records = if clear { std::mem::take(&mut *known) } else { known.clone() };
         drop(known);

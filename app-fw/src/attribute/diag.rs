@@ -101,9 +101,8 @@ impl Diag {
     /// The kernel cannot answer.
     pub fn find(&mut self, protocol: Protocol, tuple: &Tuple, device: u32) -> io::Result<Option<Socket>> {
         let mut found = None;
-        let asked = self.ask(protocol, family(tuple.local), tuple, device, state::ALL, NLM_F_REQUEST, |socket| {
-            found = Some(socket);
-        });
+        let question = Question { device, ..Question::new(protocol, tuple) };
+        let asked = self.ask(&question, |socket| found = Some(socket));
         match asked {
             Ok(()) => Ok(found),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -125,51 +124,38 @@ impl Diag {
     ) -> io::Result<()> {
         let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let tuple = Tuple { local: any, local_port, remote: any, remote_port: 0 };
-        self.ask(protocol, family(any), &tuple, 0, states, NLM_F_REQUEST | NLM_F_DUMP, |socket| {
+        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        self.ask(&Question { states, flags, ..Question::new(protocol, &tuple) }, |socket| {
             if socket.tuple.local_port == local_port {
                 out.push(socket);
             }
         })
     }
 
-    /// Ends a socket: whoever holds it gets `ECONNABORTED`.
+    /// Ends the connected socket that owns `tuple`: whoever holds it gets `ECONNABORTED`. One that listens, or may speak to
+    /// others, is left alone.
     ///
     /// # Errors
-    /// There is none, or the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
+    /// There is none (`ENOENT`), or the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
     pub fn destroy(&mut self, protocol: Protocol, tuple: &Tuple) -> io::Result<()> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK;
-        self.exchange(SOCK_DESTROY, protocol, family(tuple.local), tuple, 0, state::ALL, flags, |_| {})
+        let found = self.find(protocol, tuple, 0)?;
+        // The kernel takes the one that listens where there is no other.
+        let Some(socket) = found.filter(|socket| socket.state != state::LISTEN && socket.tuple == *tuple) else {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        };
+        let question = Question {
+            kind: SOCK_DESTROY,
+            // No other that has got the tuple since.
+            cookie: Some(socket.cookie),
+            flags: NLM_F_REQUEST | NLM_F_ACK,
+            ..Question::new(protocol, tuple)
+        };
+        self.ask(&question, |_| {})
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
-    fn ask(
-        &mut self,
-        protocol: Protocol,
-        family: u8,
-        tuple: &Tuple,
-        device: u32,
-        states: u32,
-        flags: u16,
-        each: impl FnMut(Socket),
-    ) -> io::Result<()> {
-        self.exchange(SOCK_DIAG_BY_FAMILY, protocol, family, tuple, device, states, flags, each)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
-    fn exchange(
-        &mut self,
-        kind: u16,
-        protocol: Protocol,
-        family: u8,
-        tuple: &Tuple,
-        device: u32,
-        states: u32,
-        flags: u16,
-        mut each: impl FnMut(Socket),
-    ) -> io::Result<()> {
+    fn ask(&mut self, question: &Question<'_>, mut each: impl FnMut(Socket)) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = request(protocol, family, tuple, device, states, flags, self.sequence);
-        request[4..6].copy_from_slice(&kind.to_ne_bytes());
+        let request = question.bytes(self.sequence);
         send(self.socket.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
         loop {
             let length = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
@@ -178,7 +164,7 @@ impl Diag {
                 Err(errno) => return Err(errno.into()),
             };
             let datagram = self.buffer.get(..length).unwrap_or_default();
-            if read_answers(datagram, self.sequence, flags & NLM_F_DUMP != 0, &mut each)? {
+            if read_answers(datagram, self.sequence, question.flags & NLM_F_DUMP != 0, &mut each)? {
                 return Ok(());
             }
         }
@@ -192,30 +178,48 @@ fn family(address: IpAddr) -> u8 {
     }
 }
 
-fn request(
-    protocol: Protocol,
-    family: u8,
-    tuple: &Tuple,
-    device: u32,
-    states: u32,
+/// What is asked of the kernel.
+struct Question<'a> {
+    kind: u16,
     flags: u16,
-    sequence: u32,
-) -> [u8; NLMSG_HEADER + REQUEST] {
-    let mut bytes = [0; NLMSG_HEADER + REQUEST];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(0, &((NLMSG_HEADER + REQUEST) as u32).to_ne_bytes());
-    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    put(6, &flags.to_ne_bytes());
-    put(8, &sequence.to_ne_bytes());
-    put(16, &[family, protocol.0]);
-    put(20, &states.to_ne_bytes());
-    put(24, &tuple.local_port.to_be_bytes());
-    put(26, &tuple.remote_port.to_be_bytes());
-    put(28, &octets(tuple.local));
-    put(44, &octets(tuple.remote));
-    put(60, &device.to_ne_bytes());
-    put(64, &[0xff; 8]); // INET_DIAG_NOCOOKIE: whichever socket it is
-    bytes
+    protocol: Protocol,
+    /// Bit mask of [`state`].
+    states: u32,
+    tuple: &'a Tuple,
+    /// Interface; 0: any.
+    device: u32,
+    /// Only this socket.
+    cookie: Option<u64>,
+}
+
+impl<'a> Question<'a> {
+    /// About the one socket that would take a packet.
+    fn new(protocol: Protocol, tuple: &'a Tuple) -> Question<'a> {
+        let (kind, flags) = (SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST);
+        Question { kind, flags, protocol, states: state::ALL, tuple, device: 0, cookie: None }
+    }
+
+    fn bytes(&self, sequence: u32) -> [u8; NLMSG_HEADER + REQUEST] {
+        let Question { tuple, .. } = *self;
+        let mut bytes = [0; NLMSG_HEADER + REQUEST];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &((NLMSG_HEADER + REQUEST) as u32).to_ne_bytes());
+        put(4, &self.kind.to_ne_bytes());
+        put(6, &self.flags.to_ne_bytes());
+        put(8, &sequence.to_ne_bytes());
+        put(16, &[family(tuple.local), self.protocol.0]);
+        put(20, &self.states.to_ne_bytes());
+        put(24, &tuple.local_port.to_be_bytes());
+        put(26, &tuple.remote_port.to_be_bytes());
+        put(28, &octets(tuple.local));
+        put(44, &octets(tuple.remote));
+        put(60, &self.device.to_ne_bytes());
+        // Two words, the lower one first; all ones (INET_DIAG_NOCOOKIE): whichever socket it is.
+        let cookie = self.cookie.unwrap_or(u64::MAX);
+        put(64, &(cookie as u32).to_ne_bytes());
+        put(68, &((cookie >> 32) as u32).to_ne_bytes());
+        bytes
+    }
 }
 
 /// The first four bytes are an IPv4 address.
@@ -318,6 +322,36 @@ mod tests {
 
     fn tuple(local: SocketAddr, remote: SocketAddr) -> Tuple {
         Tuple { local: local.ip(), local_port: local.port(), remote: remote.ip(), remote_port: remote.port() }
+    }
+
+    /// The rejected packets of a server must not end what it listens with.
+    #[test]
+    fn only_the_connected_socket_of_a_tuple_is_ended() {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let mut client = std::net::TcpStream::connect(server).unwrap();
+        let (accepted, from) = listener.accept().unwrap();
+        let to = |remote: std::net::SocketAddr| Tuple {
+            local: server.ip(),
+            local_port: server.port(),
+            remote: remote.ip(),
+            remote_port: remote.port(),
+        };
+        let mut diag = Diag::open().unwrap();
+        let nobody = to("127.0.0.1:1".parse().unwrap());
+        let error = diag.destroy(Protocol::TCP, &nobody).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        let unconnected = std::net::UdpSocket::bind(server).unwrap();
+        assert!(diag.destroy(Protocol::UDP, &nobody).is_err());
+        assert!(unconnected.take_error().unwrap().is_none());
+        diag.destroy(Protocol::TCP, &to(from)).unwrap();
+        assert_eq!(accepted.take_error().unwrap().unwrap().raw_os_error(), Some(libc::ECONNABORTED));
+        // Its peer is told by a reset.
+        assert!(client.read(&mut [0]).is_err());
+        // And others still connect.
+        std::net::TcpStream::connect(server).unwrap();
+        listener.accept().unwrap();
     }
 
     #[test]
