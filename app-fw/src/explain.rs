@@ -267,7 +267,7 @@ fn asked(view: &View, facts: Option<&Facts<'_>>, owners: &[Owner<'_>]) -> Vec<(A
         let refuses = !rule.rule.verdict.lets_pass();
         let fires = !over && (all == Holds::Yes || all == Holds::Undetermined && refuses);
         over |= fires;
-        let told = ExplainedRule { id: rule.id, text: rule.text.to_string(), holds: all, fires, predicates };
+        let told = ExplainedRule { id: rule.id, text: rule.text().into(), holds: all, fires, predicates };
         (rule, told)
     };
     view.rules().into_iter().map(explain).collect()

@@ -228,7 +228,7 @@ fn event(draft: &Draft, omitted: u64) -> Event {
         length: draft.length,
         flow: draft.flow.as_ref().map(|flow| EventFlow::new(flow, namespace)),
         owners: owners(answer),
-        rule: judgement.rule.as_ref().map(|rule| EventRule { id: rule.id, text: rule.text.to_string() }),
+        rule: judgement.rule.as_ref().map(|rule| EventRule { id: rule.id, text: rule.text().into() }),
         audit: draft.audit,
         omitted,
     }

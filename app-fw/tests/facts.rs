@@ -69,8 +69,8 @@ impl Lab {
         let chronicle = probe.take_changes().map(|changes| Arc::new(Chronicle::new(changes, generations.clone())));
         // It asks for more than files.
         let (text, sets) = ("-c OUTPUT -n any -v DROP --anon-exec", Arc::<Sets>::default());
-        let rule = text.parse().map_err(|error| anyhow::anyhow!("{text}: {error}"))?;
-        let rules = [Arc::new(ActiveRule::new(1, 1, rule, Arc::default(), &sets, |_| true))];
+        let rule: shared::Rule = text.parse().map_err(|error| anyhow::anyhow!("{text}: {error}"))?;
+        let rules = [Arc::new(ActiveRule::new(1, 1, Arc::new(rule), Arc::default(), &sets, |_| true))];
         let defaults = Defaults { output: Verdict::Accept, input: Verdict::Accept, forward: Verdict::Accept };
         let clock = Clock::new();
         let means = Means {

@@ -10,7 +10,7 @@ mod ranks;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -128,8 +128,8 @@ pub struct Book {
     ids: HashMap<u64, Arc<Entry>>,
     policies: BTreeMap<Place, Verdict>,
     sets: BTreeMap<SetName, Arc<Set>>,
-    /// How many rules name a set.
-    uses: HashMap<SetName, usize>,
+    /// Ids of the rules that name a set. No list is empty.
+    uses: HashMap<SetName, BTreeSet<u64>>,
 }
 
 impl Book {
@@ -147,7 +147,7 @@ impl Book {
                 return Err((entry.id, format!("its rank {} is impossible", entry.rank)));
             }
             book.last_id = book.last_id.max(entry.id);
-            book.count_uses(&entry.rule, 1);
+            book.note_uses(&entry);
             let (id, place, entry) = (entry.id, entry.place(), Arc::new(entry));
             book.places.entry(place).or_default().push(entry.clone());
             if book.ids.insert(id, entry).is_some() {
@@ -210,15 +210,12 @@ impl Book {
 
     /// How many rules name a set.
     pub fn uses(&self, name: &SetName) -> usize {
-        self.uses.get(name).copied().unwrap_or(0)
+        self.uses.get(name).map_or(0, BTreeSet::len)
     }
 
-    /// Rules that name one of these sets.
-    pub fn users<'a>(&'a self, names: impl Fn(&SetName) -> bool + 'a) -> impl Iterator<Item = &'a Arc<Entry>> {
-        let uses = move |entry: &&Arc<Entry>| {
-            entry.rule.predicates.iter().any(|predicate| predicate.on.sets().iter().any(|(name, _)| names(name)))
-        };
-        self.rules().filter(uses)
+    /// Rules that name a set.
+    pub fn users(&self, name: &SetName) -> impl Iterator<Item = &Arc<Entry>> {
+        self.uses.get(name).into_iter().flatten().filter_map(|id| self.ids.get(id))
     }
 
     /// Begins a change.
@@ -249,22 +246,25 @@ impl Book {
         Ok(())
     }
 
-    fn count_uses(&mut self, rule: &Rule, by: isize) {
-        let mut names: Vec<&SetName> =
-            rule.predicates.iter().flat_map(|predicate| predicate.on.sets()).map(|(name, _)| name).collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let uses = self.uses.entry(name.clone()).or_default();
-            *uses = uses.saturating_add_signed(by);
-            if *uses == 0 {
+    fn note_uses(&mut self, entry: &Entry) {
+        for (name, _) in entry.rule.predicates.iter().flat_map(|predicate| predicate.on.sets()) {
+            match self.uses.get_mut(name) {
+                Some(ids) => drop(ids.insert(entry.id)),
+                None => drop(self.uses.insert(name.clone(), BTreeSet::from([entry.id]))),
+            }
+        }
+    }
+
+    fn forget_uses(&mut self, entry: &Entry) {
+        for (name, _) in entry.rule.predicates.iter().flat_map(|predicate| predicate.on.sets()) {
+            if self.uses.get_mut(name).is_some_and(|ids| ids.remove(&entry.id) && ids.is_empty()) {
                 self.uses.remove(name);
             }
         }
     }
 
     fn insert(&mut self, entry: Arc<Entry>) {
-        self.count_uses(&entry.rule, 1);
+        self.note_uses(&entry);
         let list = self.places.entry(entry.place()).or_default();
         let at = list.partition_point(|other| other.rank < entry.rank);
         list.insert(at, entry.clone());
@@ -272,7 +272,7 @@ impl Book {
     }
 
     fn remove(&mut self, entry: &Entry) {
-        self.count_uses(&entry.rule, -1);
+        self.forget_uses(entry);
         let place = entry.place();
         if let Some(list) = self.places.get_mut(&place) {
             let at = list.partition_point(|other| other.rank < entry.rank);
@@ -296,9 +296,9 @@ impl Book {
             rules.values().flatten().for_each(|after| self.insert(after.clone()));
             return;
         }
-        let mut touched = std::collections::BTreeSet::new();
+        let mut touched = BTreeSet::new();
         for before in before {
-            self.count_uses(&before.rule, -1);
+            self.forget_uses(&before);
             self.ids.remove(&before.id);
             // Most rules of a large change stand in few places.
             if !touched.iter().any(|(chain, selector)| is_at(&before, *chain, selector)) {
@@ -315,7 +315,7 @@ impl Book {
         }
         let mut touched: Vec<Place> = Vec::new();
         for after in rules.values().flatten() {
-            self.count_uses(&after.rule, 1);
+            self.note_uses(after);
             self.ids.insert(after.id, after.clone());
             if !touched.last().is_some_and(|(chain, selector)| is_at(after, *chain, selector)) {
                 touched.push(after.place());

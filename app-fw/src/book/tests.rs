@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -65,13 +65,11 @@ pub(crate) fn check(book: &Book) {
             assert!(Arc::ptr_eq(entry, &book.ids[&entry.id]) && entry.id <= book.last_id);
         }
     }
-    let mut uses = BTreeMap::new();
+    let mut uses: BTreeMap<SetName, BTreeSet<u64>> = BTreeMap::new();
     for entry in book.rules() {
-        let mut names: Vec<_> =
-            entry.rule.predicates.iter().flat_map(|it| it.on.sets()).map(|(name, _)| name).collect();
-        names.sort();
-        names.dedup();
-        names.into_iter().for_each(|name| *uses.entry(name.clone()).or_insert(0) += 1);
+        for (name, _) in entry.rule.predicates.iter().flat_map(|it| it.on.sets()) {
+            uses.entry(name.clone()).or_default().insert(entry.id);
+        }
     }
     assert_eq!(uses, book.uses.clone().into_iter().collect());
 }

@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use shared::Ports;
+use shared::rule::{Net, PortRange};
 
 use super::Facts;
-use super::rule::{ActiveRule, Sets, keys};
+use super::rule::keys::{self, Keys};
+use super::rule::{ActiveRule, Sets};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
@@ -132,26 +134,29 @@ impl Index {
         if count <= FEW || ways.is_empty() {
             return Index { least, plain: rules, filed: Vec::new() };
         }
-        let mut shared_by: Map<Key, usize> = Map::default();
-        let all_keys: Vec<Vec<(By, Vec<Key>)>> = rules
-            .iter()
-            .map(|rule| ways.iter().filter_map(|way| Some((*way, way.keys(rule, sets)?))).collect())
-            .collect();
-        let each = all_keys.iter().flatten().flat_map(|(way, keys)| keys.iter().map(|key| (*way, *key)));
-        for (way, key) in each {
-            *shared_by.entry(key.of(way)).or_default() += 1;
+        // What each rule can be filed by, and under which keys; all in one list, and where each rule's part of it ends.
+        let (mut drawers, mut ends) = (Vec::with_capacity(2 * count), Vec::with_capacity(count));
+        let mut shared_by: Map<(By, Key), usize> = Map::default();
+        for rule in &rules {
+            for way in ways {
+                let Some(keys) = way.keys(rule, sets) else { continue };
+                keys.iter().for_each(|key| *shared_by.entry((*way, *key)).or_default() += 1);
+                drawers.push((*way, keys));
+            }
+            ends.push(drawers.len());
         }
         let mut plain = Vec::new();
         let mut filed: Map<By, Map<Key, Vec<Arc<ActiveRule>>>> = Map::default();
-        for (rule, ways) in rules.into_iter().zip(all_keys) {
-            let crowd =
-                |(way, keys): &(By, Vec<Key>)| keys.iter().map(|key| shared_by[&key.of(*way)]).max().unwrap_or(0);
-            match ways.into_iter().min_by_key(crowd) {
+        let mut start = 0;
+        for (rule, end) in rules.into_iter().zip(ends) {
+            let crowd = |(way, keys): &&(By, Keys<Key>)| keys.iter().map(|key| shared_by[&(*way, *key)]).max();
+            let best = drawers[start..end].iter().min_by_key(crowd);
+            start = end;
+            match best {
                 // Filed with all others it would not be found any sooner.
-                Some(best) if crowd(&best) < count => {
-                    let (way, keys) = best;
-                    let cabinet = filed.entry(way).or_default();
-                    keys.into_iter().for_each(|key| cabinet.entry(key).or_default().push(rule.clone()));
+                Some(best) if crowd(&best) < Some(count) => {
+                    let cabinet = filed.entry(best.0).or_default();
+                    best.1.iter().for_each(|key| cabinet.entry(*key).or_default().push(rule.clone()));
                 }
                 _ => plain.push(rule),
             }
@@ -221,9 +226,9 @@ impl Index {
 
 impl By {
     /// `None`: the rule asks for no such thing, or for too many.
-    fn keys(self, rule: &ActiveRule, sets: &Sets) -> Option<Vec<Key>> {
-        let nets = |nets: Vec<shared::rule::Net>| nets.into_iter().map(|net| address_key(net.0)).collect();
-        let ports = |ranges: Vec<shared::rule::PortRange>| {
+    fn keys(self, rule: &ActiveRule, sets: &Sets) -> Option<Keys<Key>> {
+        let nets = |nets: Keys<Net>| nets.into_iter().map(|net| address_key(net.0)).collect();
+        let ports = |ranges: Keys<PortRange>| {
             ranges.into_iter().flat_map(|range| port_prefixes(range.first, range.last)).map(Key::Port).collect()
         };
         match self {
@@ -277,22 +282,6 @@ impl By {
     }
 }
 
-impl Key {
-    /// Told apart from the same key of another way.
-    fn of(self, way: By) -> Key {
-        // Lengths beyond any prefix: a source and a destination are two things.
-        const OTHER: u8 = 0x80;
-        match (self, way) {
-            (Key::V4(prefix), By::Source) => Key::V4(Prefix { length: prefix.length ^ OTHER, ..prefix }),
-            (Key::V6(prefix), By::Source) => {
-                Key::V6(Prefix { length: prefix.length.wrapping_add(OTHER + 1), ..prefix })
-            }
-            (Key::Port(prefix), By::SourcePort) => Key::Port(Prefix { length: prefix.length ^ OTHER, ..prefix }),
-            (key, _) => key,
-        }
-    }
-}
-
 fn address_key(net: IpNet) -> Key {
     match net {
         IpNet::V4(net) => Key::V4(Prefix { length: net.prefix_len(), bits: net.network().to_bits() }),
@@ -301,8 +290,8 @@ fn address_key(net: IpNet) -> Key {
 }
 
 /// Cuts a range into prefixes, at most 30.
-fn port_prefixes(first: u16, last: u16) -> Vec<Prefix<u16>> {
-    let mut prefixes = Vec::new();
+fn port_prefixes(first: u16, last: u16) -> Keys<Prefix<u16>> {
+    let mut prefixes = Keys::new();
     let (mut from, end) = (u32::from(first), u32::from(last) + 1);
     while from < end {
         // The largest block that begins here and does not reach beyond the end.
@@ -339,6 +328,6 @@ mod tests {
         assert_eq!(0xffff_u16.first(16), 0xffff);
         assert_eq!(0x1234_5678_u32.first(8), 0x1200_0000);
         assert_eq!(u128::MAX.first(1), 1 << 127);
-        assert_eq!(port_prefixes(0, u16::MAX), [Prefix { length: 0, bits: 0 }]);
+        assert_eq!(port_prefixes(0, u16::MAX)[..], [Prefix { length: 0, bits: 0 }]);
     }
 }

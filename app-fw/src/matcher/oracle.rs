@@ -442,7 +442,7 @@ impl Both {
 }
 
 fn active(id: u64, rank: u64, rule: &Rule, sets: &Sets) -> Arc<ActiveRule> {
-    Arc::new(ActiveRule::new(id, rank, rule.clone(), Arc::default(), sets, is_open))
+    Arc::new(ActiveRule::new(id, rank, Arc::new(rule.clone()), Arc::default(), sets, is_open))
 }
 
 /// Rounds of rules, each with so many packets; `APP_FW_ROUNDS` makes it longer.

@@ -1,8 +1,8 @@
 //! One rule, ready to be asked.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use globset::GlobSet;
 use shared::rule::{
@@ -29,7 +29,25 @@ enum ReadySet {
 impl Sets {
     /// Makes them ready.
     pub fn new<'a>(sets: impl IntoIterator<Item = &'a Set>) -> Sets {
-        let ready = |set: &Set| match &set.elements {
+        Sets(sets.into_iter().map(|set| (set.name.clone(), ReadySet::new(set))).collect())
+    }
+
+    /// The same, but for some that are different now, or not there.
+    pub fn with<'a>(&self, changed: impl IntoIterator<Item = (&'a SetName, Option<&'a Set>)>) -> Sets {
+        let mut sets = self.0.clone();
+        for (name, set) in changed {
+            match set {
+                Some(set) => sets.insert(name.clone(), ReadySet::new(set)),
+                None => sets.remove(name),
+            };
+        }
+        Sets(sets)
+    }
+}
+
+impl ReadySet {
+    fn new(set: &Set) -> ReadySet {
+        match &set.elements {
             Elements::Addresses(nets) => {
                 ReadySet::Nets(Nets::new(nets.iter().map(|net| net.0)).into(), nets[..].into())
             }
@@ -39,8 +57,7 @@ impl Sets {
                 sorted.sort_unstable();
                 ReadySet::Digests(sorted.into())
             }
-        };
-        Sets(sets.into_iter().map(|set| (set.name.clone(), ready(set))).collect())
+        }
     }
 }
 
@@ -107,9 +124,9 @@ pub struct ActiveRule {
     /// Orders the rules of a chain of a namespace: the smallest comes first.
     pub rank: u64,
     /// What it says.
-    pub rule: Rule,
-    /// Its text form, made once for events.
-    pub text: Arc<str>,
+    pub rule: Arc<Rule>,
+    /// Its text form, made when it is first told.
+    text: OnceLock<Box<str>>,
     /// What it counts and remembers.
     pub state: Arc<RuleState>,
     /// One for each predicate, in their order.
@@ -300,7 +317,7 @@ impl ActiveRule {
     pub fn new(
         id: u64,
         rank: u64,
-        rule: Rule,
+        rule: Arc<Rule>,
         state: Arc<RuleState>,
         sets: &Sets,
         open: impl Fn(&TimeWindow) -> bool,
@@ -313,7 +330,12 @@ impl ActiveRule {
         });
         let asks_of_each = checks.iter().any(|check| check.ask.part() == Part::Owner);
         let asks_owners = asks_of_each || checks.iter().any(|check| check.ask.part() == Part::Owners);
-        ActiveRule { id, rank, text: rule.to_string().into(), rule, state, checks, asks_owners, asks_of_each, limit }
+        ActiveRule { id, rank, text: OnceLock::new(), rule, state, checks, asks_owners, asks_of_each, limit }
+    }
+
+    /// Its text form.
+    pub fn text(&self) -> &str {
+        self.text.get_or_init(|| self.rule.to_string().into())
     }
 
     /// Whether it asks about owners.
@@ -483,6 +505,8 @@ fn globs(list: &List<Glob>) -> Option<GlobSet> {
 /// A way to find a rule without asking all: if the rule may hold, the packet or an owner has one of these keys. `None`: the
 /// rule has too many, or does not say.
 pub(super) mod keys {
+    use smallvec::SmallVec;
+
     use super::*;
 
     /// More keys than this are not worth their memory.
@@ -497,50 +521,71 @@ pub(super) mod keys {
             .filter_map(move |predicate| pick(&predicate.on))
     }
 
+    /// A few keys, and mostly one.
+    pub(crate) type Keys<K> = SmallVec<[K; 1]>;
+
     /// Elements of a list with its sets opened. `None`: too many, or a set is not there.
-    fn opened<T: Element>(list: &List<T>, sets: &Sets, of_set: impl Fn(&ReadySet) -> Option<Vec<T>>) -> Option<Vec<T>> {
-        let mut all = Vec::new();
+    fn opened<T: Element, V: Copy>(
+        list: &List<T>,
+        sets: &Sets,
+        own: impl Fn(&T) -> V,
+        of_set: impl for<'a> Fn(&'a ReadySet) -> Option<&'a [V]>,
+    ) -> Option<Keys<V>> {
+        let mut all = Keys::new();
         for item in &list.0 {
             match item {
-                Item::One(element) => all.push(element.clone()),
-                Item::Set(name) => all.extend(of_set(sets.0.get(name)?)?),
+                Item::One(element) => all.push(own(element)),
+                Item::Set(name) => all.extend_from_slice(of_set(sets.0.get(name)?)?),
+            }
+            if all.len() > MOST {
+                return None;
             }
         }
-        (all.len() <= MOST).then_some(all)
+        Some(all)
     }
 
-    fn nets(list: &List<Net>, sets: &Sets) -> Option<Vec<Net>> {
-        opened(list, sets, |set| match set {
-            ReadySet::Nets(_, nets) if nets.len() <= MOST => Some(nets.to_vec()),
-            _ => None,
-        })
+    fn nets(list: &List<Net>, sets: &Sets) -> Option<Keys<Net>> {
+        opened(
+            list,
+            sets,
+            |net| *net,
+            |set| match set {
+                ReadySet::Nets(_, nets) if nets.len() <= MOST => Some(nets),
+                _ => None,
+            },
+        )
     }
 
-    fn ports(list: &List<PortRange>, sets: &Sets) -> Option<Vec<PortRange>> {
-        opened(list, sets, |set| match set {
-            ReadySet::Ports(_, ports) if ports.len() <= MOST => Some(ports.to_vec()),
-            _ => None,
-        })
+    fn ports(list: &List<PortRange>, sets: &Sets) -> Option<Keys<PortRange>> {
+        opened(
+            list,
+            sets,
+            |range| *range,
+            |set| match set {
+                ReadySet::Ports(_, ports) if ports.len() <= MOST => Some(ports),
+                _ => None,
+            },
+        )
     }
 
-    pub(crate) fn sources(rule: &ActiveRule, sets: &Sets) -> Option<Vec<Net>> {
+    pub(crate) fn sources(rule: &ActiveRule, sets: &Sets) -> Option<Keys<Net>> {
         positive(rule, |on| if let Match::Source(list) = on { Some(nets(list, sets)) } else { None }).next()?
     }
 
-    pub(crate) fn destinations(rule: &ActiveRule, sets: &Sets) -> Option<Vec<Net>> {
+    pub(crate) fn destinations(rule: &ActiveRule, sets: &Sets) -> Option<Keys<Net>> {
         positive(rule, |on| if let Match::Destination(list) = on { Some(nets(list, sets)) } else { None }).next()?
     }
 
-    pub(crate) fn source_ports(rule: &ActiveRule, sets: &Sets) -> Option<Vec<PortRange>> {
+    pub(crate) fn source_ports(rule: &ActiveRule, sets: &Sets) -> Option<Keys<PortRange>> {
         positive(rule, |on| if let Match::SourcePort(list) = on { Some(ports(list, sets)) } else { None }).next()?
     }
 
-    pub(crate) fn destination_ports(rule: &ActiveRule, sets: &Sets) -> Option<Vec<PortRange>> {
+    pub(crate) fn destination_ports(rule: &ActiveRule, sets: &Sets) -> Option<Keys<PortRange>> {
         positive(rule, |on| if let Match::DestinationPort(list) = on { Some(ports(list, sets)) } else { None })
             .next()?
     }
 
-    pub(crate) fn protocols(rule: &ActiveRule) -> Option<Vec<u8>> {
+    pub(crate) fn protocols(rule: &ActiveRule) -> Option<Keys<u8>> {
         let of = |list: &List<shared::Protocol>| list.elements().map(|protocol| protocol.0).collect();
         positive(rule, |on| if let Match::Protocol(list) = on { Some(of(list)) } else { None }).next()
     }
@@ -557,14 +602,16 @@ pub(super) mod keys {
         Program(Box<[u8]>),
     }
 
-    fn digests(list: &List<Labelled<Digest>>, sets: &Sets) -> Option<Vec<Digest>> {
-        let all = opened(list, sets, |set| match set {
-            ReadySet::Digests(digests) if digests.len() <= MOST => {
-                Some(digests.iter().copied().map(Labelled::from).collect())
-            }
-            _ => None,
-        })?;
-        Some(all.into_iter().map(|digest| digest.value).collect())
+    fn digests(list: &List<Labelled<Digest>>, sets: &Sets) -> Option<Keys<Digest>> {
+        opened(
+            list,
+            sets,
+            |digest| digest.value,
+            |set| match set {
+                ReadySet::Digests(digests) if digests.len() <= MOST => Some(digests),
+                _ => None,
+            },
+        )
     }
 
     fn ids(list: &List<IdRange>) -> Option<Vec<u32>> {

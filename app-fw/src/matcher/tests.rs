@@ -16,7 +16,7 @@ fn flow() -> Flow {
 }
 
 fn active(id: u64, text: &str) -> Arc<ActiveRule> {
-    Arc::new(ActiveRule::new(id, id, text.parse().unwrap(), Arc::default(), &Sets::default(), |_| true))
+    Arc::new(ActiveRule::new(id, id, Arc::new(text.parse().unwrap()), Arc::default(), &Sets::default(), |_| true))
 }
 
 fn ruleset(

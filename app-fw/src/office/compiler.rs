@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use shared::set::SetName;
 use shared::{Chain, Selector, Verdict};
 
 use crate::book::{self, Book, Entry};
@@ -81,14 +80,15 @@ impl Compiler {
     pub(super) fn compiled(&self, before: &Ruleset, book: &Book, delta: &book::Delta, moment: &Moment) -> Compiled {
         let sets = match delta.sets.is_empty() {
             true => self.sets.clone(),
-            false => Arc::new(Sets::new(book.sets().map(|set| &**set))),
+            false => {
+                let changed = delta.sets.iter().map(|(name, change)| (name, change.after.as_deref()));
+                Arc::new(self.sets.with(changed))
+            }
         };
         let mut changed: BTreeMap<u64, Option<&Entry>> =
             delta.rules.iter().map(|(id, change)| (*id, change.after.as_deref())).collect();
-        if !delta.sets.is_empty() {
-            let is_changed = |name: &SetName| delta.sets.contains_key(name);
-            changed.extend(book.users(is_changed).map(|entry| (entry.id, Some(&**entry))));
-        }
+        let users = delta.sets.keys().flat_map(|name| book.users(name));
+        changed.extend(users.map(|entry| (entry.id, Some(&**entry))));
         let is_small = changed.len() <= FEW;
         self.with(before, book, &changed, sets, moment, is_small)
     }
@@ -237,7 +237,7 @@ fn make(entry: &Entry, sets: &Sets, moment: &Moment) -> (Option<Arc<ActiveRule>>
     let active = moment.is_before_end(&entry.rule).then(|| {
         let state = entry.hits.state.clone();
         let is_open = |window: &_| moment.is_within(window);
-        Arc::new(ActiveRule::new(entry.id, entry.order(), (*entry.rule).clone(), state, sets, is_open))
+        Arc::new(ActiveRule::new(entry.id, entry.order(), entry.rule.clone(), state, sets, is_open))
     });
     (active, moment.state(&entry.rule))
 }

@@ -49,7 +49,7 @@ fn in_force(registrar: &Registrar) -> Vec<(u64, String)> {
     let rules = registrar.rules();
     let of = |(selector, chain)| rules.view(&[selector], chain).rules();
     let places = [(Selector::Host, Chain::Output), (Selector::Host, Chain::Input)];
-    places.into_iter().flat_map(of).map(|rule| (rule.id, rule.text.to_string())).collect()
+    places.into_iter().flat_map(of).map(|rule| (rule.id, rule.text().into())).collect()
 }
 
 /// The same as it is listed.

@@ -2,6 +2,7 @@
 //!
 //! The text form is the command line that makes the rule: `-A -c OUTPUT -n host -v DROP -p tcp ! --dport 80,443`.
 
+mod lists;
 mod values;
 mod words;
 
@@ -9,11 +10,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use lists::{Element, Item, Label, LabelKind, Labelled, List};
 pub use values::{
-    CgroupPath, ContainerId, Element, Glob, IdRange, Interface, Item, Label, LabelKind, Labelled, List, Net,
-    OwnerClass, Per, PortRange, Rate, TimeWindow, Unit,
+    CgroupPath, ContainerId, Glob, IdRange, Interface, Net, OwnerClass, Per, PortRange, Rate, TimeWindow, Unit,
 };
 pub use words::{RuleError, Word, Words, quoted};
 
@@ -23,10 +25,26 @@ use crate::{Chain, Digest, Protocol, Selector, Verdict};
 macro_rules! match_options {
     ($($(#[doc = $doc:literal])+ $variant:ident $(($value:ty))? = $option:literal;)+) => {
         /// One thing a rule asks of a packet, or of the processes behind it.
-        #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
         #[serde(tag = "match", content = "value", rename_all = "kebab-case")]
         pub enum Match {
             $($(#[doc = $doc])+ $variant $(($value))?,)+
+        }
+
+        /// Which of them.
+        #[derive(Clone, Copy, Debug, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Kind {
+            $($variant,)+
+        }
+
+        /// Reads the value of such a match.
+        impl<'de> DeserializeSeed<'de> for Kind {
+            type Value = Match;
+
+            fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Match, D::Error> {
+                match self { $(Kind::$variant => match_options!(@read deserializer $variant $($value)?),)+ }
+            }
         }
 
         impl Match {
@@ -39,6 +57,10 @@ macro_rules! match_options {
             }
         }
     };
+    (@read $deserializer:ident $variant:ident $value:ty) => {
+        <$value>::deserialize($deserializer).map(Match::$variant)
+    };
+    (@read $deserializer:ident $variant:ident) => { <()>::deserialize($deserializer).map(|()| Match::$variant) };
     (@pattern $variant:ident $value:ty) => { Match::$variant(_) };
     (@pattern $variant:ident) => { Match::$variant };
 }
@@ -243,14 +265,70 @@ impl Match {
 }
 
 /// A match, or its opposite.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct Predicate {
     /// The predicate holds where `on` does not.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub negated: bool,
     /// What is asked.
     #[serde(flatten)]
     pub on: Match,
+}
+
+/// Written out, because serde would hold back every value until it has seen all keys, and rulesets are long.
+impl<'de> Deserialize<'de> for Predicate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Predicate, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(field_identifier, rename_all = "kebab-case")]
+        enum Key {
+            Negated,
+            Match,
+            Value,
+        }
+
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Predicate;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a match: {\"match\": ..., \"value\": ..., \"negated\": ...}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Predicate, A::Error> {
+                let (mut negated, mut kind, mut on, mut early) = (None, None, None, None);
+                while let Some(key) = map.next_key()? {
+                    let is_new = match key {
+                        Key::Negated => negated.replace(map.next_value()?).is_none(),
+                        Key::Match => kind.replace(map.next_value()?).is_none(),
+                        Key::Value if on.is_some() || early.is_some() => false,
+                        Key::Value => {
+                            match kind {
+                                Some(kind) => on = Some(map.next_value_seed::<Kind>(kind)?),
+                                None => early = Some(map.next_value::<serde_json::Value>()?),
+                            }
+                            true
+                        }
+                    };
+                    if !is_new {
+                        return Err(A::Error::custom("a key of a match is there twice"));
+                    }
+                }
+                let kind: Kind = kind.ok_or_else(|| A::Error::missing_field("match"))?;
+                let on = match (on, early) {
+                    (Some(on), _) => on,
+                    (None, Some(value)) => kind.deserialize(value).map_err(A::Error::custom)?,
+                    // Only those that take none can do without.
+                    (None, None) => {
+                        kind.deserialize(serde_json::Value::Null).map_err(|_| A::Error::missing_field("value"))?
+                    }
+                };
+                Ok(Predicate { negated: negated.unwrap_or(false), on })
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
 }
 
 impl Predicate {
