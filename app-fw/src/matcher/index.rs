@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use shared::Ports;
 use shared::rule::{Net, PortRange};
+use smallvec::SmallVec;
 
 use super::Facts;
 use super::rule::keys::{self, Keys};
@@ -28,9 +29,12 @@ pub(super) struct Index {
     /// The smallest rank in it; `u64::MAX` if it is empty.
     least: u64,
     /// Asked one by one, by rank.
-    plain: Vec<Arc<ActiveRule>>,
-    filed: Vec<Filed>,
+    plain: Rules,
+    filed: Box<[Filed]>,
 }
+
+/// Most files hold a single rule.
+type Rules = SmallVec<[Arc<ActiveRule>; 1]>;
 
 /// What rules are filed by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,45 +122,53 @@ impl<T: Bits> Prefixes<T> {
 
 impl Default for Index {
     fn default() -> Index {
-        Index { least: u64::MAX, plain: Vec::new(), filed: Vec::new() }
+        Index { least: u64::MAX, plain: Rules::new(), filed: Box::default() }
     }
 }
 
 impl Index {
     /// Files rules that are sorted by rank.
     pub(super) fn new(rules: Vec<Arc<ActiveRule>>, sets: &Sets) -> Index {
-        Index::by(rules, sets, &WAYS)
+        Index::by(rules.into(), sets, &WAYS)
     }
 
-    fn by(rules: Vec<Arc<ActiveRule>>, sets: &Sets, ways: &[By]) -> Index {
+    fn by(rules: Rules, sets: &Sets, ways: &[By]) -> Index {
         let least = rules.first().map_or(u64::MAX, |rule| rule.rank);
         let count = rules.len();
         if count <= FEW || ways.is_empty() {
-            return Index { least, plain: rules, filed: Vec::new() };
+            return Index { least, plain: rules, filed: Box::default() };
         }
         // What each rule can be filed by, and under which keys; all in one list, and where each rule's part of it ends.
+        struct Drawer {
+            way: By,
+            keys: Keys<Key>,
+            hashes: Keys<u64>,
+        }
+        let hasher = ahash::RandomState::new();
         let (mut drawers, mut ends) = (Vec::with_capacity(2 * count), Vec::with_capacity(count));
-        let mut shared_by: Map<(By, Key), usize> = Map::default();
+        // By hashes of the keys: two that are taken for one are only filed less well.
+        let mut shared_by: Map<u64, usize> = Map::default();
         for rule in &rules {
             for way in ways {
                 let Some(keys) = way.keys(rule, sets) else { continue };
-                keys.iter().for_each(|key| *shared_by.entry((*way, *key)).or_default() += 1);
-                drawers.push((*way, keys));
+                let hashes: Keys<u64> = keys.iter().map(|key| hasher.hash_one((way, key))).collect();
+                hashes.iter().for_each(|hash| *shared_by.entry(*hash).or_default() += 1);
+                drawers.push(Drawer { way: *way, keys, hashes });
             }
             ends.push(drawers.len());
         }
-        let mut plain = Vec::new();
-        let mut filed: Map<By, Map<Key, Vec<Arc<ActiveRule>>>> = Map::default();
+        let mut plain = Rules::new();
+        let mut filed: Map<By, Map<Key, Rules>> = Map::default();
         let mut start = 0;
         for (rule, end) in rules.into_iter().zip(ends) {
-            let crowd = |(way, keys): &&(By, Keys<Key>)| keys.iter().map(|key| shared_by[&(*way, *key)]).max();
-            let best = drawers[start..end].iter().min_by_key(crowd);
+            let crowd = |drawer: &Drawer| drawer.hashes.iter().map(|hash| shared_by[hash]).max();
+            let best = drawers[start..end].iter().map(|drawer| (crowd(drawer), drawer)).min_by_key(|(crowd, _)| *crowd);
             start = end;
             match best {
                 // Filed with all others it would not be found any sooner.
-                Some(best) if crowd(&best) < Some(count) => {
-                    let cabinet = filed.entry(best.0).or_default();
-                    best.1.iter().for_each(|key| cabinet.entry(*key).or_default().push(rule.clone()));
+                Some((crowd, best)) if crowd < Some(count) => {
+                    let cabinet = filed.entry(best.way).or_default();
+                    best.keys.iter().for_each(|key| cabinet.entry(*key).or_default().push(rule.clone()));
                 }
                 _ => plain.push(rule),
             }
@@ -240,10 +252,10 @@ impl By {
         }
     }
 
-    fn file(self, cabinet: Map<Key, Vec<Arc<ActiveRule>>>, sets: &Sets, ways: &[By]) -> Filed {
+    fn file(self, cabinet: Map<Key, Rules>, sets: &Sets, ways: &[By]) -> Filed {
         let is_port = |way: &By| matches!(way, By::SourcePort | By::DestinationPort);
         let others: Vec<By> = ways.iter().copied().filter(|way| *way != self).collect();
-        let filed_under = |rules: Vec<Arc<ActiveRule>>| Index::by(rules, sets, &others);
+        let filed_under = |rules: Rules| Index::by(rules, sets, &others);
         match self {
             By::Source | By::Destination => {
                 let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -257,7 +269,7 @@ impl By {
                 Filed::Address { source: self == By::Source, v4: Prefixes::new(v4), v6: Prefixes::new(v6) }
             }
             By::SourcePort | By::DestinationPort => {
-                let mut all: Vec<Arc<ActiveRule>> = cabinet.values().flatten().cloned().collect();
+                let mut all: Rules = cabinet.values().flatten().cloned().collect();
                 all.sort_unstable_by_key(|rule| rule.rank);
                 all.dedup_by_key(|rule| rule.rank);
                 let portless: Vec<By> = ways.iter().copied().filter(|way| !is_port(way)).collect();

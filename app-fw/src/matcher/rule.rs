@@ -1,6 +1,7 @@
 //! One rule, ready to be asked.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use shared::rule::{
 };
 use shared::set::{Elements, Set, SetName};
 use shared::{Digest, Flow, Match, Ports, Predicate, Rule, Selector, Verdict};
+use smallvec::SmallVec;
 
 use super::ranges::{Nets, Ranges};
 use super::{Device, Facts, Made, Owner, Tri};
@@ -145,17 +147,17 @@ struct Check {
 /// A predicate, ready to be asked.
 #[derive(Debug)]
 enum Ask {
-    Source(Union<Nets>),
-    Destination(Union<Nets>),
-    Protocol(Vec<u8>),
-    SourcePort(Union<Ranges<u16>>),
-    DestinationPort(Union<Ranges<u16>>),
+    Source(Union<Net, Nets>),
+    Destination(Union<Net, Nets>),
+    Protocol(SmallVec<[u8; 8]>),
+    SourcePort(Union<PortRange, Ranges<u16>>),
+    DestinationPort(Union<PortRange, Ranges<u16>>),
     Input(Vec<Interface>),
     Output(Vec<Interface>),
     Netns(Vec<Selector>),
-    SomeDigest(Vec<Arc<[Digest]>>),
-    AllDigests(Vec<Arc<[Digest]>>),
-    Aggregate(Vec<Arc<[Digest]>>),
+    SomeDigest(Union<Digest, [Digest]>),
+    AllDigests(Union<Digest, [Digest]>),
+    Aggregate(Union<Digest, [Digest]>),
     ObjectPath(GlobSet),
     ProgramPath(GlobSet),
     Uid(Ranges<u32>),
@@ -174,8 +176,47 @@ enum Ask {
     Broken,
 }
 
-/// In any of them.
-type Union<T> = Vec<Arc<T>>;
+/// What a list and the sets in it hold. Most lists hold one thing.
+#[derive(Debug)]
+enum Union<V, R: ?Sized> {
+    One(V),
+    /// Sorted.
+    Many(Box<[Arc<R>]>),
+}
+
+impl Union<Net, Nets> {
+    fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Union::One(net) => net.0.contains(&address),
+            Union::Many(all) => all.iter().any(|nets| nets.contains(address)),
+        }
+    }
+}
+
+impl Union<PortRange, Ranges<u16>> {
+    fn contains(&self, port: u16) -> bool {
+        match self {
+            Union::One(range) => range.contains(port),
+            Union::Many(all) => all.iter().any(|ports| ports.contains(port)),
+        }
+    }
+}
+
+impl Union<Digest, [Digest]> {
+    fn contains(&self, digest: &Digest) -> bool {
+        match self {
+            Union::One(one) => one == digest,
+            Union::Many(all) => all.iter().any(|list| list.binary_search(digest).is_ok()),
+        }
+    }
+
+    fn are_all(&self, is: impl Fn(&Digest) -> bool) -> bool {
+        match self {
+            Union::One(one) => is(one),
+            Union::Many(all) => all.iter().all(|list| list.iter().all(&is)),
+        }
+    }
+}
 
 /// Which part of a rule is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,8 +249,8 @@ impl Ask {
     fn of_packet(&self, facts: &Facts<'_>) -> Tri {
         let flow = facts.flow;
         match self {
-            Ask::Source(nets) => nets.iter().any(|nets| nets.contains(flow.source)).into(),
-            Ask::Destination(nets) => nets.iter().any(|nets| nets.contains(flow.destination)).into(),
+            Ask::Source(nets) => nets.contains(flow.source).into(),
+            Ask::Destination(nets) => nets.contains(flow.destination).into(),
             Ask::Protocol(protocols) => protocols.contains(&flow.protocol.0).into(),
             Ask::SourcePort(ports) => port(flow, ports, |source, _| source),
             Ask::DestinationPort(ports) => port(flow, ports, |_, destination| destination),
@@ -236,19 +277,17 @@ impl Ask {
     fn of_owner(&self, owner: &Owner<'_>) -> Tri {
         let Owner::Known(made) = owner else { return Tri::Unknown };
         let has = |digest: &Digest| made.digests.contains(digest);
-        let in_any =
-            |lists: &[Arc<[Digest]>], digest: &Digest| lists.iter().any(|list| list.binary_search(digest).is_ok());
         let known = |holds: Option<bool>| holds.map_or(Tri::Unknown, Tri::from);
         match self {
-            Ask::SomeDigest(lists) => match made.digests.iter().any(|digest| in_any(lists, digest)) {
+            Ask::SomeDigest(list) => match made.digests.iter().any(|digest| list.contains(digest)) {
                 true => Tri::Yes,
                 false => unless_complete(made),
             },
-            Ask::AllDigests(lists) => match lists.iter().all(|list| list.iter().all(has)) {
+            Ask::AllDigests(list) => match list.are_all(has) {
                 true => Tri::Yes,
                 false => unless_complete(made),
             },
-            Ask::Aggregate(lists) => known(made.aggregate.map(|aggregate| in_any(lists, &aggregate))),
+            Ask::Aggregate(list) => known(made.aggregate.map(|aggregate| list.contains(&aggregate))),
             Ask::ObjectPath(globs) => match made.paths.iter().any(|path| matches(globs, path)) {
                 true => Tri::Yes,
                 false if made.paths.iter().any(|path| path.is_empty()) => Tri::Unknown,
@@ -292,12 +331,9 @@ fn matches(globs: &GlobSet, path: &[u8]) -> bool {
     globs.is_match(std::ffi::OsStr::from_bytes(path))
 }
 
-fn port(flow: &Flow, wanted: &Union<Ranges<u16>>, of: fn(u16, u16) -> u16) -> Tri {
+fn port(flow: &Flow, wanted: &Union<PortRange, Ranges<u16>>, of: fn(u16, u16) -> u16) -> Tri {
     match flow.ports {
-        Ports::Known { source, destination } => {
-            let port = of(source, destination);
-            wanted.iter().any(|ports| ports.contains(port)).into()
-        }
+        Ports::Known { source, destination } => wanted.contains(of(source, destination)).into(),
         Ports::Absent => Tri::No,
         Ports::Unknown => Tri::Unknown,
     }
@@ -440,54 +476,68 @@ fn ask(on: &Match, sets: &Sets, open: &impl Fn(&TimeWindow) -> bool) -> Ask {
 }
 
 /// What is in a list by itself, and the sets in it. `None`: one is not there.
-fn union<T: Element, R>(
+fn union<T: Element, V, R: ?Sized>(
     list: &List<T>,
     sets: &Sets,
-    own: impl FnOnce(Vec<&T>) -> R,
+    value: impl Fn(&T) -> V,
+    own: impl FnOnce(Vec<V>) -> Arc<R>,
     of_set: impl Fn(&ReadySet) -> Option<Arc<R>>,
-) -> Option<Vec<Arc<R>>> {
+) -> Option<Union<V, R>> {
+    if let [Item::One(element)] = &list.0[..] {
+        return Some(Union::One(value(element)));
+    }
     let named: Option<Vec<Arc<R>>> = list.sets().map(|name| of_set(sets.0.get(name)?)).collect();
     let mut all = named?;
-    let elements: Vec<&T> = list.elements().collect();
+    let elements: Vec<V> = list.elements().map(value).collect();
     if !elements.is_empty() {
-        all.push(Arc::new(own(elements)));
+        all.push(own(elements));
     }
-    Some(all)
+    Some(Union::Many(all.into()))
 }
 
-fn nets(list: &List<Net>, sets: &Sets) -> Option<Union<Nets>> {
-    let own = |nets: Vec<&Net>| Nets::new(nets.into_iter().map(|net| net.0));
-    union(list, sets, own, |set| match set {
-        ReadySet::Nets(nets, _) => Some(nets.clone()),
-        _ => None,
-    })
+fn nets(list: &List<Net>, sets: &Sets) -> Option<Union<Net, Nets>> {
+    let own = |nets: Vec<Net>| Nets::new(nets.into_iter().map(|net| net.0)).into();
+    union(
+        list,
+        sets,
+        |net| *net,
+        own,
+        |set| match set {
+            ReadySet::Nets(nets, _) => Some(nets.clone()),
+            _ => None,
+        },
+    )
 }
 
-fn ports(list: &List<PortRange>, sets: &Sets) -> Option<Union<Ranges<u16>>> {
-    let own = |ports: Vec<&PortRange>| Ranges::new(ports.into_iter().map(pair));
-    union(list, sets, own, |set| match set {
-        ReadySet::Ports(ports, _) => Some(ports.clone()),
-        _ => None,
-    })
+fn ports(list: &List<PortRange>, sets: &Sets) -> Option<Union<PortRange, Ranges<u16>>> {
+    let own = |ports: Vec<PortRange>| Ranges::new(ports.iter().map(pair)).into();
+    union(
+        list,
+        sets,
+        |range| *range,
+        own,
+        |set| match set {
+            ReadySet::Ports(ports, _) => Some(ports.clone()),
+            _ => None,
+        },
+    )
 }
 
-fn digests(list: &List<Labelled<Digest>>, sets: &Sets) -> Option<Vec<Arc<[Digest]>>> {
-    let mut all = Vec::new();
-    let mut own: Vec<Digest> = Vec::new();
-    for item in &list.0 {
-        match item {
-            Item::One(digest) => own.push(digest.value),
-            Item::Set(name) => match sets.0.get(name)? {
-                ReadySet::Digests(digests) => all.push(digests.clone()),
-                _ => return None,
-            },
-        }
-    }
-    own.sort_unstable();
-    if !own.is_empty() {
-        all.push(own.into());
-    }
-    Some(all)
+fn digests(list: &List<Labelled<Digest>>, sets: &Sets) -> Option<Union<Digest, [Digest]>> {
+    let own = |mut digests: Vec<Digest>| {
+        digests.sort_unstable();
+        digests.into()
+    };
+    union(
+        list,
+        sets,
+        |digest| digest.value,
+        own,
+        |set| match set {
+            ReadySet::Digests(digests) => Some(digests.clone()),
+            _ => None,
+        },
+    )
 }
 
 fn ids(list: &List<IdRange>) -> Ranges<u32> {
@@ -505,8 +555,6 @@ fn globs(list: &List<Glob>) -> Option<GlobSet> {
 /// A way to find a rule without asking all: if the rule may hold, the packet or an owner has one of these keys. `None`: the
 /// rule has too many, or does not say.
 pub(super) mod keys {
-    use smallvec::SmallVec;
-
     use super::*;
 
     /// More keys than this are not worth their memory.
