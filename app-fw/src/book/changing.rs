@@ -414,7 +414,9 @@ fn check_rule(rule: &Rule) -> Result<(), BookError> {
     check_selector(&rule.namespace)?;
     for (index, predicate) in rule.predicates.iter().enumerate() {
         let option = predicate.on.option();
-        let is_same = |other: &shared::Predicate| other.negated == predicate.negated && other.on.option() == option;
+        let kind = std::mem::discriminant(&predicate.on);
+        let is_same =
+            |other: &shared::Predicate| other.negated == predicate.negated && std::mem::discriminant(&other.on) == kind;
         // Its text would be read back as one list, which means something else.
         if rule.predicates[..index].iter().any(is_same) {
             return Err(BookError::Twice(option));

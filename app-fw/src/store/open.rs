@@ -112,6 +112,8 @@ fn configure(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     connection.pragma_update(None, "cell_size_check", true)?;
     // What a large change left behind in the log goes with the next checkpoint.
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+    // KiB: a large change is written once, not page by page whenever the cache is full.
+    connection.pragma_update(None, "cache_size", -(64 << 10))?;
     connection.set_prepared_statement_cache_capacity(48);
     Ok(())
 }
