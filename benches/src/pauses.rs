@@ -79,7 +79,7 @@ pub fn table_of(
     let parse = |text: &String| {
         Document::parse(text).map_err(|errors| anyhow::anyhow!("rules that are none: {:?}", errors.first()))
     };
-    let restore = |document| Request::Restore { document, note: None, expected: None };
+    let restore = |document: Document| Request::Restore { document: document.into(), note: None, expected: None };
     let [first, second] = [restore(parse(&rulesets[0])?), restore(parse(&rulesets[1])?)];
     let [mut here, mut elsewhere] = [connect(&daemon)?, connect(&other)?];
     for client in [&mut here, &mut elsewhere] {

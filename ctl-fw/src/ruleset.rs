@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use shared::document::{At, Document, DocumentError};
+use shared::document::{At, Document, DocumentError, Form};
 use shared::rule::{Item, List};
 use shared::{Match, Selector};
 
@@ -37,10 +37,22 @@ impl Ruleset {
         if text.trim_start().starts_with('{') { from_json(text) } else { from_text(text) }
     }
 
-    /// Makes namespaces that are files mean the same to the daemon as here.
-    pub(crate) fn absolute(mut self) -> Result<Ruleset, NamespaceError> {
-        let place = |selector: &mut Selector| {
-            *selector = namespace::absolute(selector)?;
+    /// As it is sent: `bytes` themselves if they are a text and no namespace in it is a file, which must mean the same to the
+    /// daemon as here.
+    pub(crate) fn form(self, bytes: Vec<u8>) -> Result<Form, NamespaceError> {
+        let mut files = false;
+        let Ruleset { document, .. } = self.absolute(&mut files)?;
+        let is_text = !files && !bytes.trim_ascii_start().starts_with(b"{");
+        let text = is_text.then(|| String::from_utf8(bytes).ok()).flatten();
+        Ok(text.map_or_else(|| document.into(), Form::Text))
+    }
+
+    fn absolute(mut self, files: &mut bool) -> Result<Ruleset, NamespaceError> {
+        let mut place = |selector: &mut Selector| {
+            if let Selector::File(_) = selector {
+                *files = true;
+                *selector = namespace::absolute(selector)?;
+            }
             Ok::<_, NamespaceError>(())
         };
         for policy in &mut self.document.policies {
@@ -97,7 +109,7 @@ fn from_text(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
 /// A document whose parts are not read yet, so that an error in one does not hide those in others.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Form<'a> {
+struct Unread<'a> {
     #[serde(default, borrow)]
     sets: Vec<&'a RawValue>,
     #[serde(default, borrow)]
@@ -107,13 +119,13 @@ struct Form<'a> {
 }
 
 fn from_json(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
-    let form: Form<'_> = serde_json::from_str(text).map_err(|error| {
+    let unread: Unread<'_> = serde_json::from_str(text).map_err(|error| {
         vec![DocumentError { line: error.line(), column: error.column().max(1), message: said(&error) }]
     })?;
     let mut errors = Vec::new();
-    let (sets, set_places) = parts(text, &form.sets, &mut errors);
-    let (policies, policy_places) = parts(text, &form.policies, &mut errors);
-    let (rules, places) = parts(text, &form.rules, &mut errors);
+    let (sets, set_places) = parts(text, &unread.sets, &mut errors);
+    let (policies, policy_places) = parts(text, &unread.policies, &mut errors);
+    let (rules, places) = parts(text, &unread.rules, &mut errors);
     let document = Document { sets, policies, rules };
     // Indices mean something only if all parts are there.
     if errors.is_empty() {

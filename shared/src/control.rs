@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::document::Document;
+use crate::document::Form;
 use crate::event::{BypassFamily, Event, SocketEvent};
 use crate::set::{Set, SetName};
 use crate::{Cause, Chain, Digest, Flow, Reason, Rule, Selector, Verdict};
@@ -63,7 +63,7 @@ pub enum Request {
     /// id keep it.
     Restore {
         /// The new ruleset.
-        document: Document,
+        document: Form,
         /// What the client calls it; for the history.
         #[serde(default)]
         note: Option<String>,

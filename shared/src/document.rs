@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::rule::{Draft, RuleError, Words, quoted};
 use crate::set::{Elements, Set, SetKind, SetName};
@@ -48,6 +50,60 @@ pub struct Document {
     /// Rules.
     #[serde(default)]
     pub rules: Vec<NumberedRule>,
+}
+
+/// A ruleset as it is sent: as a text, which is shorter and need not be written again, or as an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Form {
+    /// What [`Document::parse`] reads.
+    Text(String),
+    /// Its parts.
+    Parts(Document),
+}
+
+impl Form {
+    /// The ruleset.
+    ///
+    /// # Errors
+    /// All that is wrong with a text, by line. What parts contradict each other is not looked for.
+    pub fn read(self) -> Result<Document, Vec<DocumentError>> {
+        match self {
+            Form::Text(text) => Document::parse(&text),
+            Form::Parts(document) => Ok(document),
+        }
+    }
+}
+
+impl From<Document> for Form {
+    fn from(document: Document) -> Form {
+        Form::Parts(document)
+    }
+}
+
+/// Written out, because serde would hold back all parts before it reads them.
+impl<'de> Deserialize<'de> for Form {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Form, D::Error> {
+        struct EitherForm;
+
+        impl<'de> Visitor<'de> for EitherForm {
+            type Value = Form;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a ruleset: its text, or {\"sets\": ..., \"policies\": ..., \"rules\": ...}")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Form, E> {
+                Ok(Form::Text(text.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Form, A::Error> {
+                Document::deserialize(MapAccessDeserializer::new(map)).map(Form::Parts)
+            }
+        }
+
+        deserializer.deserialize_any(EitherForm)
+    }
 }
 
 /// What is wrong with a document, and where.
@@ -93,12 +149,8 @@ impl fmt::Display for Document {
     }
 }
 
-/// Something that stands on one line.
-enum Part {
-    Set(Set),
-    Policy(Policy),
-    Rule(Box<NumberedRule>),
-}
+/// Texts of so many bytes are worth a thread for each part of them.
+const LONG: usize = 1 << 20;
 
 impl Document {
     /// Reads the text form. Where it is wrong, every error is listed.
@@ -106,33 +158,7 @@ impl Document {
     /// # Errors
     /// All that is wrong, by line.
     pub fn parse(text: &str) -> Result<Document, Vec<DocumentError>> {
-        let mut document = Document::default();
-        // Which line each part stands on.
-        let (mut lines, mut errors) = (Lines::default(), Vec::new());
-        for (index, line) in text.lines().enumerate() {
-            let number = index + 1;
-            if line.trim_start().is_empty() || line.starts_with('#') {
-                continue;
-            }
-            match read_line(line) {
-                Ok(Part::Set(set)) => {
-                    lines.sets.push(number);
-                    document.sets.push(set);
-                }
-                Ok(Part::Policy(policy)) => {
-                    lines.policies.push(number);
-                    document.policies.push(policy);
-                }
-                Ok(Part::Rule(rule)) => {
-                    lines.rules.push(number);
-                    document.rules.push(*rule);
-                }
-                Err(wrong) => {
-                    let at = |RuleError { column, message }| DocumentError { line: number, column, message };
-                    errors.extend(wrong.into_iter().map(at));
-                }
-            }
-        }
+        let Read { mut errors, document, lines } = Read::parts(text);
         errors.extend(document.contradictions().into_iter().map(|(part, message)| {
             let line = match part {
                 At::Set(index) => lines.sets[index],
@@ -203,6 +229,7 @@ pub enum At {
     Rule(usize),
 }
 
+/// Which line each part of a document stands on.
 #[derive(Default)]
 struct Lines {
     sets: Vec<usize>,
@@ -210,17 +237,90 @@ struct Lines {
     rules: Vec<usize>,
 }
 
-fn read_line(line: &str) -> Result<Part, Vec<RuleError>> {
-    let mut words = Words::new(line);
-    let first = words.next().transpose().map_err(|error| vec![error])?;
-    match first.as_ref().map(|word| word.text.as_ref()) {
-        Some("-A") => read_rule(words).map(|rule| Part::Rule(Box::new(rule))),
-        Some("-P") => read_policy(words).map(Part::Policy).map_err(|error| vec![error]),
-        Some("set") => read_set(words).map(Part::Set).map_err(|error| vec![error]),
-        _ => Err(vec![RuleError {
-            column: first.map_or(1, |word| word.column),
-            message: "a line begins with -A, -P, set, or # for a remark".into(),
-        }]),
+/// What was read so far.
+#[derive(Default)]
+struct Read {
+    document: Document,
+    lines: Lines,
+    errors: Vec<DocumentError>,
+}
+
+impl Read {
+    /// Reads a long text by as many threads as may run at once.
+    fn parts(text: &str) -> Read {
+        let threads = if text.len() < LONG { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+        std::thread::scope(|scope| {
+            let (mut first, mut rest) = (1, text);
+            let mut reading = Vec::new();
+            for left in (2..=threads).rev() {
+                // Not in the middle of a character, which no line end is.
+                let bytes = rest.as_bytes();
+                let middle = rest.len() / left;
+                let end =
+                    bytes[middle..].iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| middle + at + 1);
+                let (part, others) = rest.split_at(end);
+                reading.push(scope.spawn(move || Read::lines(first, part)));
+                first += part.bytes().filter(|byte| *byte == b'\n').count();
+                rest = others;
+            }
+            let last = Read::lines(first, rest);
+            let joined = reading.into_iter().map(|thread| match thread.join() {
+                Ok(read) => read,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.chain([last]).reduce(Read::and).unwrap_or_default()
+        })
+    }
+
+    /// Reads lines of which the first has the number `first`.
+    fn lines(first: usize, text: &str) -> Read {
+        let mut read = Read::default();
+        for (number, line) in (first..).zip(text.lines()) {
+            if line.trim_start().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if let Err(wrong) = read.line(number, line) {
+                let at = |RuleError { column, message }| DocumentError { line: number, column, message };
+                read.errors.extend(wrong.into_iter().map(at));
+            }
+        }
+        read
+    }
+
+    fn line(&mut self, number: usize, line: &str) -> Result<(), Vec<RuleError>> {
+        let mut words = Words::new(line);
+        let first = words.next().transpose().map_err(|error| vec![error])?;
+        match first.as_ref().map(|word| word.text.as_ref()) {
+            Some("-A") => {
+                self.document.rules.push(read_rule(words)?);
+                self.lines.rules.push(number);
+            }
+            Some("-P") => {
+                self.document.policies.push(read_policy(words).map_err(|error| vec![error])?);
+                self.lines.policies.push(number);
+            }
+            Some("set") => {
+                self.document.sets.push(read_set(words).map_err(|error| vec![error])?);
+                self.lines.sets.push(number);
+            }
+            _ => {
+                let column = first.map_or(1, |word| word.column);
+                let message = "a line begins with -A, -P, set, or # for a remark".into();
+                return Err(vec![RuleError { column, message }]);
+            }
+        }
+        Ok(())
+    }
+
+    fn and(mut self, mut later: Read) -> Read {
+        self.document.sets.append(&mut later.document.sets);
+        self.document.policies.append(&mut later.document.policies);
+        self.document.rules.append(&mut later.document.rules);
+        self.lines.sets.append(&mut later.lines.sets);
+        self.lines.policies.append(&mut later.lines.policies);
+        self.lines.rules.append(&mut later.lines.rules);
+        self.errors.append(&mut later.errors);
+        self
     }
 }
 
@@ -329,6 +429,11 @@ set create web ports 80,443
         assert_eq!(document.rules[0].id, Some(7));
         let json = serde_json::to_string(&document).unwrap();
         assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
+        for form in [Form::Text(TEXT.into()), document.clone().into()] {
+            let json = serde_json::to_string(&form).unwrap();
+            assert_eq!(serde_json::from_str::<Form>(&json).unwrap(), form);
+            assert_eq!(form.read().unwrap(), document);
+        }
         let spaced = format!("# remark\n\n   \n{}", TEXT.replace(" -v", "   -v"));
         assert_eq!(Document::parse(&spaced).unwrap(), document);
         assert_eq!(Document::parse("").unwrap(), Document::default());
@@ -380,5 +485,24 @@ set create x ports y
         assert!(
             errors[2].message.contains("no such set") && errors[3].message.contains("a set of addresses is wanted")
         );
+    }
+
+    #[test]
+    fn a_long_text_is_read_as_its_parts_are() {
+        let (rule, remark) = ("-A -c OUTPUT -n any -v DROP --dport 80 --comment \"\u{fc}\"", "# \u{fc}\u{fc}");
+        let mut text = format!("set create web ports 80\n{rule}\n");
+        let mut wrong = Vec::new();
+        while text.len() < 2 * LONG {
+            text += &format!("{rule}\n\n{remark}\n");
+        }
+        for number in (5..text.lines().count()).step_by(9000) {
+            wrong.push(number + 1);
+        }
+        let document = Document::parse(&text).unwrap();
+        assert_eq!((document.rules.len(), document.sets.len()), (1 + (text.lines().count() - 2) / 3, 1));
+        let change = |(index, line)| if wrong.contains(&(index + 1)) { "jump" } else { line };
+        let text: Vec<&str> = text.lines().enumerate().map(change).collect();
+        let errors = Document::parse(&text.join("\r\n")).unwrap_err();
+        assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), wrong);
     }
 }

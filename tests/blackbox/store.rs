@@ -283,7 +283,7 @@ fn a_whole_ruleset_of_many_rules_is_one_request() -> Result<()> {
         (0..20_000).map(|n| format!("-A -c OUTPUT -n any -v DROP -d 192.0.2.1 --dport {n}\n")).collect();
     text.push_str("-A -c OUTPUT -n any -v DROP -p udp --dport 9\n");
     let document = shared::document::Document::parse(&text).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
-    let restore = Request::Restore { document, note: Some("many".into()), expected: None };
+    let restore = Request::Restore { document: document.into(), note: Some("many".into()), expected: None };
     assert_eq!(changed(&socket, &restore)?.rules, 20_001);
     line.expect_blocked()?;
     daemon.stop()?;

@@ -1,15 +1,14 @@
 //! One client: its frames in, its answers out.
 
-use std::borrow::Cow;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use shared::control::{
-    self, Answer, Call, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, MAX_ROOT_REQUEST, Request,
-    VERSION,
+    self, Answer, Failure, FailureKind, FrameError, HEADER, MAX_ANSWER, MAX_REQUEST, MAX_ROOT_REQUEST, Request, VERSION,
 };
-use shared::document::Document;
+use shared::document::Form;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -233,39 +232,54 @@ fn reply(handler: &dyn Handler, peer: Peer, body: Body) -> Reply {
     Reply { frame: handler.handle(peer.caller(), request).frame(), then: Then::Request }
 }
 
+/// Reads what [`shared::control::Call`] writes. Not as serde would: to find out first what is asked it would hold back all
+/// the rest, and a whole ruleset is long.
 pub(crate) fn read_call(body: &[u8]) -> Result<Request, String> {
-    /// What every version of the protocol has.
-    #[derive(Deserialize)]
-    struct Envelope<'a> {
-        version: u32,
-        #[serde(borrow)]
-        request: Option<Cow<'a, str>>,
+    struct Keys;
+
+    impl<'de> Visitor<'de> for Keys {
+        type Value = Result<Request, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a request")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let (mut version, mut document, mut rest) = (None::<u32>, None, serde_json::Map::new());
+            while let Some(key) = map.next_key::<String>()? {
+                match key.as_str() {
+                    "version" => version = Some(map.next_value()?),
+                    "document" if rest.get("request").is_some_and(|request| request == "restore") => {
+                        document = Some(map.next_value::<Form>()?);
+                    }
+                    _ => drop(rest.insert(key, map.next_value()?)),
+                }
+                if let Some(version) = version.filter(|version| *version != VERSION) {
+                    // What else it says may mean something else in that version.
+                    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                    return Ok(Err(format!(
+                        "the client speaks version {version} of the control protocol and this app-fw version {VERSION}: \
+                         use the ctl-fw that came with it"
+                    )));
+                }
+            }
+            if version.is_none() {
+                return Err(A::Error::missing_field("version"));
+            }
+            if document.is_some() {
+                rest.insert("document".into(), "".into());
+            }
+            let mut request = serde_json::from_value(rest.into()).map_err(A::Error::custom)?;
+            if let (Request::Restore { document: place, .. }, Some(document)) = (&mut request, document) {
+                *place = document;
+            }
+            Ok(Ok(request))
+        }
     }
-    /// [`Request::Restore`], read without the detour that serde takes with an enum of which it must find the tag first: a
-    /// whole ruleset is long.
-    #[derive(Deserialize)]
-    struct Restore {
-        document: Document,
-        #[serde(default)]
-        note: Option<String>,
-        #[serde(default)]
-        expected: Option<u64>,
-    }
-    fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
-        serde_json::from_slice(body).map_err(|error| FrameError::from(error).to_string())
-    }
-    let Envelope { version, request } = read(body)?;
-    if version != VERSION {
-        return Err(format!(
-            "the client speaks version {version} of the control protocol and this app-fw version {VERSION}: \
-             use the ctl-fw that came with it"
-        ));
-    }
-    if request.as_deref() == Some("restore") {
-        let Restore { document, note, expected } = read(body)?;
-        return Ok(Request::Restore { document, note, expected });
-    }
-    Ok(read::<Call>(body)?.request)
+
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let read = reader.deserialize_map(Keys).and_then(|read| reader.end().map(|()| read));
+    read.map_err(|error| FrameError::from(error).to_string())?
 }
 
 fn failure(kind: FailureKind, message: String) -> Answer {

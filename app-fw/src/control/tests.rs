@@ -589,7 +589,10 @@ fn a_whole_ruleset_crosses_the_socket() {
     let text =
         "set create lan addresses 10.0.0.0/8\n-P INPUT DROP -n any\n-A -c OUTPUT -n host -v DROP -d @lan --id 7\n";
     let document = shared::document::Document::parse(text).unwrap();
-    let restore = Request::Restore { document, note: Some("x".into()), expected: Some(3) };
-    assert_eq!(ask(&mut server.client(), restore.clone()), seven());
-    assert_eq!(*server.toy.asked.lock().unwrap(), [restore]);
+    let forms = [document.into(), shared::document::Form::Text(text.into())];
+    let requests = forms.map(|document| Request::Restore { document, note: Some("x".into()), expected: Some(3) });
+    for restore in &requests {
+        assert_eq!(ask(&mut server.client(), restore.clone()), seven());
+    }
+    assert_eq!(*server.toy.asked.lock().unwrap(), requests);
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, ToSpan};
 use shared::control::{Announcement, Changed, Edit, Failure, FailureKind, Listing, Revision};
-use shared::document::Document;
+use shared::document::Form;
 use shared::{Chain, Rule, Selector};
 use tokio::sync::Notify;
 
@@ -135,10 +135,14 @@ impl Registrar {
     pub fn restore(
         &self,
         caller: Caller,
-        mut document: Document,
+        document: Form,
         note: Option<String>,
         expected: Option<u64>,
     ) -> Result<Changed, Failure> {
+        let mut document = document.read().map_err(|errors| {
+            let more = if errors.len() > 1 { format!(", and {} more", errors.len() - 1) } else { String::new() };
+            invalid(errors.first().map_or_else(String::new, |first| format!("{first}{more}")))
+        })?;
         resolve::document(&mut document, &self.namespaces.load())?;
         let now = Timestamp::now();
         let author = author(caller, note, now);

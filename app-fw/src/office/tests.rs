@@ -6,13 +6,13 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use proptest::prelude::*;
 use shared::control::{Changed, Done, Edit, Failure, FailureKind};
-use shared::document::Document;
-use shared::{Chain, Rule, Selector, Verdict};
+use shared::document::{Document, Form};
+use shared::{Chain, Flow, Ports, Protocol, Rule, Selector, Verdict};
 use tempfile::TempDir;
 
 use super::*;
 use crate::book::tests::any_change;
-use crate::matcher::Defaults;
+use crate::matcher::{Defaults, Device, Facts};
 use crate::namespaces::Namespaces;
 use crate::store::Store;
 
@@ -134,17 +134,19 @@ fn a_document_is_put_in_force_whole() {
     change(&registrar, [add("-c OUTPUT -n host -v DROP")]).unwrap();
     let text = "set create lan addresses 10.0.0.0/8\n-P OUTPUT DROP -n host\n-A -c OUTPUT -n host -v DROP -d @lan\n\
         -A -c OUTPUT -n host -v DROP --id 1\n";
-    let restored = registrar.restore(ROOT, Document::parse(text).unwrap(), None, None).unwrap();
+    let restored = registrar.restore(ROOT, Form::Text(text.into()), None, None).unwrap();
     assert_eq!((restored.rules, restored.done.len()), (2, 0));
     assert_eq!(in_force(&registrar).iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
     assert_eq!(registrar.rules().view(&[Selector::Host], Chain::Output).policy(), Verdict::Drop);
     let mut wrong = Document::parse(text).unwrap();
     wrong.rules[1].id = Some(0);
-    let failure = registrar.restore(ROOT, wrong, None, None).unwrap_err();
+    let failure = registrar.restore(ROOT, wrong.into(), None, None).unwrap_err();
     assert_eq!((failure.kind, failure.index), (FailureKind::Invalid, Some(1)));
+    let failure = registrar.restore(ROOT, Form::Text("jump\n-A -v\n".into()), None, None).unwrap_err();
+    assert!(failure.message.starts_with("line 1, column 1: ") && failure.message.ends_with(", and 1 more"));
     // Two names of one place.
     let twice = "-P OUTPUT DROP -n host\n-P OUTPUT DROP -n /proc/1/ns/net\n";
-    let failure = registrar.restore(ROOT, Document::parse(twice).unwrap(), None, None).unwrap_err();
+    let failure = registrar.restore(ROOT, Document::parse(twice).unwrap().into(), None, None).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Invalid);
     let listing = registrar.list(Some(Chain::Output), Some(Selector::Host)).unwrap();
     assert_eq!((listing.rules.len(), listing.sets[0].used_by, listing.revision), (2, 1, 2));
@@ -268,6 +270,46 @@ fn rules_are_filed_anew_while_others_come() {
     assert_eq!(in_force(&registrar), listed(&registrar));
 }
 
+/// Verdicts for packets to these ports.
+fn verdicts<const N: usize>(registrar: &Registrar, ports: [u16; N]) -> [Verdict; N] {
+    let view = registrar.rules().view(&[Selector::Host], Chain::Output);
+    ports.map(|destination| {
+        let flow = Flow {
+            protocol: Protocol::TCP,
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2".parse().unwrap(),
+            ports: Ports::Known { source: 1000, destination },
+        };
+        let namespace = Some(&[Selector::Host][..]);
+        let facts = Facts { flow: &flow, input: Device::None, output: Device::None, namespace, now: 0 };
+        view.residual(&[]).judge(&facts, &[]).verdict
+    })
+}
+
+#[test]
+fn sets_change_while_rules_are_filed_anew() {
+    const NAMED: &str = "-c OUTPUT -n host -v DROP -p tcp --dport @ports";
+    let (_dir, registrar) = new();
+    let name = || "ports".parse().unwrap();
+    let set = Document::parse("set create ports ports 1").unwrap().sets.remove(0);
+    change(&registrar, [Edit::CreateSet { set }, add(NAMED)]).unwrap();
+    while !registrar.rules().is_worn() {
+        change(&registrar, [add("-c OUTPUT -n host -v DROP --dport 9")]).unwrap();
+    }
+    // One that is filed beside the rest, too.
+    change(&registrar, [add(NAMED)]).unwrap();
+    registrar.refile_and(|| {
+        change(&registrar, [Edit::AddElements { name: name(), elements: vec!["2".into()] }]).unwrap();
+        change(&registrar, [Edit::DeleteElements { name: name(), elements: vec!["1".into()] }]).unwrap();
+        change(&registrar, [Edit::AddElements { name: name(), elements: vec!["3".into()] }]).unwrap();
+    });
+    assert!(!registrar.rules().is_worn());
+    assert_eq!(in_force(&registrar), listed(&registrar));
+    assert_eq!(verdicts(&registrar, [1, 2, 3]), [Verdict::Accept, Verdict::Drop, Verdict::Drop]);
+    change(&registrar, [Edit::DeleteElements { name: name(), elements: vec!["2".into()] }]).unwrap();
+    assert_eq!(verdicts(&registrar, [1, 2, 3]), [Verdict::Accept, Verdict::Accept, Verdict::Drop]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -307,7 +349,7 @@ fn speed_with_many_rules() {
     eprintln!("parse 100,000: {:?}", begun.elapsed());
     let call = shared::control::Call {
         version: shared::control::VERSION,
-        request: Request::Restore { document: document.clone(), note: None, expected: None },
+        request: Request::Restore { document: document.clone().into(), note: None, expected: None },
     };
     let begun = Instant::now();
     let frame = shared::control::encode(&call).unwrap();
@@ -345,7 +387,7 @@ fn speed_with_many_rules() {
     }
     for round in ["into nothing", "over as many", "over as many"] {
         let begun = Instant::now();
-        registrar.restore(ROOT, document.clone(), None, None).unwrap();
+        registrar.restore(ROOT, document.clone().into(), None, None).unwrap();
         eprintln!("restore {round}: {:?}", begun.elapsed());
     }
     let mut times: Vec<Duration> = (0..1000)

@@ -102,7 +102,7 @@ impl RestoreArgs {
         let bytes = read_file(&self.file)?;
         let name = shown(&self.file);
         let ruleset = match Ruleset::parse(&bytes) {
-            Ok(ruleset) => ruleset.absolute()?,
+            Ok(ruleset) => ruleset,
             Err(errors) => {
                 for error in &errors {
                     session.say(&place(&name, error));
@@ -112,7 +112,8 @@ impl RestoreArgs {
             }
         };
         let places: Vec<_> = (0..ruleset.document.rules.len()).map(|index| ruleset.place(index)).collect();
-        let request = Request::Restore { document: ruleset.document, note: session.note(), expected: self.if_revision };
+        let document = ruleset.form(bytes)?;
+        let request = Request::Restore { document, note: session.note(), expected: self.if_revision };
         let answer = session.connect()?.call(&request)?;
         if let Answer::Error(failure) = &answer
             && let Some(&Some((line, column))) = failure.index.and_then(|index| places.get(index))

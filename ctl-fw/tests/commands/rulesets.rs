@@ -28,7 +28,7 @@ fn what_is_saved_can_be_restored() {
         let Request::Restore { document, expected: None, note: Some(note) } = asked else { panic!() };
         let text = "set create lan addresses 10.0.0.0/8\n-P OUTPUT DROP -n host\n\
                     -A -c OUTPUT -n netns:blue -v DROP --dport 80 --id 4\n";
-        assert_eq!(document, Document::parse(text).unwrap());
+        assert_eq!(document.read().unwrap(), Document::parse(text).unwrap());
         assert!(note.starts_with("ctl-fw ") && note.contains("restore"));
     }
     let (outcome, _) = ask("save", Answer::Listing(listing()));
@@ -152,7 +152,7 @@ fn a_long_ruleset_goes_through() {
     assert!(fs::metadata(&file).unwrap().len() > control::MAX_REQUEST as u64);
     let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
     let Request::Restore { document, .. } = asked else { panic!() };
-    assert_eq!((outcome.exit, document.rules.len()), (Exit::Done, 20_000));
+    assert_eq!((outcome.exit, document.read().unwrap().rules.len()), (Exit::Done, 20_000));
 }
 
 proptest! {
@@ -172,7 +172,7 @@ proptest! {
         let (outcome, asked) = ask(&format!("restore {}", file.display()), changed(vec![]));
         prop_assert_eq!(outcome.err, "");
         let Request::Restore { document, .. } = asked else { panic!() };
-        let restored: Vec<_> = document.rules.into_iter().map(|numbered| (numbered.id.unwrap(), numbered.rule)).collect();
+        let restored: Vec<_> = document.read().unwrap().rules.into_iter().map(|numbered| (numbered.id.unwrap(), numbered.rule)).collect();
         let saved: Vec<_> = listing.rules.into_iter().map(|listed| (listed.id, listed.rule)).collect();
         prop_assert_eq!(restored, saved);
     }

@@ -590,6 +590,9 @@ impl Draft {
         if negated && option == "-n" {
             set(&mut self.namespace, Selector::Any).map_err(&at_value)?;
             let other: Selector = read(value).map_err(&at_value)?;
+            if other == Selector::Any {
+                return Err(at_value("none but any leaves no namespace".into()));
+            }
             return self.add(Predicate { negated, on: Match::Netns(List::from(other)) }).map_err(at_value);
         }
         if negated {
@@ -844,6 +847,7 @@ mod tests {
         let rule: Rule = "-c OUTPUT ! -n host -v DROP".parse().unwrap();
         assert_eq!(rule.to_string(), "-A -c OUTPUT -n any -v DROP ! --netns host");
         assert!("-c OUTPUT ! -n host -n blue -v DROP".parse::<Rule>().is_err());
+        assert!("-c OUTPUT ! -n any -v DROP".parse::<Rule>().is_err());
     }
 
     /// As databases of version 0.1 have them.
