@@ -15,7 +15,7 @@ use crate::book::{Book, Changing, Delta, Outcome};
 use crate::control::{Caller, Hub};
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
-use crate::store::{Author, MAX_REVISIONS, Store, StoreError};
+use crate::store::{Author, Checkpointer, MAX_REVISIONS, Store, StoreError};
 
 use super::compiler::{Compiled, Compiler};
 use super::listing::{Extract, Lister};
@@ -34,18 +34,23 @@ const LARGE: usize = 1000;
 /// So many of what was in force lately are kept; others are freed soon.
 const RETIRED: usize = 4;
 
+/// After changes of so many rules what the store has in its log is worth bringing into the database. That takes some
+/// milliseconds, for which whoever makes a change should not wait.
+const LOGGED: usize = 128;
+
 /// Keeps the rules: in memory, in the store, and in force.
 pub struct Registrar {
     /// Locked before the store.
     desk: Mutex<Desk>,
     store: Arc<Mutex<Store>>,
+    checkpointer: Mutex<Option<Checkpointer>>,
     rules: Arc<ArcSwap<Ruleset>>,
     namespaces: Arc<ArcSwap<Namespaces>>,
     defaults: Defaults,
     hub: Arc<Hub>,
     /// Something was changed: the clock may be of interest at another time.
     pub(super) changed: Notify,
-    /// The rules should be filed anew, or what was in force before be freed.
+    /// The rules should be filed anew, what was in force before be freed, or the store's log be brought into the database.
     worn: Notify,
 }
 
@@ -55,6 +60,8 @@ struct Desk {
     /// What was in force, and what became different. Kept for a while, so that neither a worker nor a client waits until it
     /// is freed.
     retired: VecDeque<(Arc<Ruleset>, Delta)>,
+    /// Changes that are in the store's log, about.
+    logged: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,11 +84,15 @@ impl Registrar {
         defaults: Defaults,
         hub: Arc<Hub>,
     ) -> Result<Registrar, StoreError> {
-        let book = lock(&store).book()?;
+        let (book, checkpointer) = {
+            let mut store = lock(&store);
+            (store.book()?, store.take_checkpointer())
+        };
         let (compiler, ruleset) = Compiler::new(&book, defaults, &Moment::now());
         Ok(Registrar {
-            desk: Mutex::new(Desk { book, compiler, retired: VecDeque::new() }),
+            desk: Mutex::new(Desk { book, compiler, retired: VecDeque::new(), logged: 0 }),
             store,
+            checkpointer: Mutex::new(checkpointer),
             rules: Arc::new(ArcSwap::from_pointee(ruleset)),
             namespaces,
             defaults,
@@ -248,8 +259,9 @@ impl Registrar {
 
     fn enforce(&self, desk: &mut Desk, ruleset: Ruleset, delta: Delta) {
         let is_worn = ruleset.is_worn();
+        desk.logged += delta.rules.len().max(1);
         desk.retired.push_back((self.rules.swap(Arc::new(ruleset)), delta));
-        if is_worn || desk.retired.len() > RETIRED {
+        if is_worn || desk.retired.len() > RETIRED || desk.logged >= LOGGED {
             self.worn.notify_one();
         }
     }
@@ -300,6 +312,20 @@ impl Registrar {
     fn refile(&self) {
         self.free(RETIRED);
         self.refile_and(|| {});
+        self.checkpoint();
+    }
+
+    fn checkpoint(&self) {
+        let is_due = {
+            let logged = &mut lock(&self.desk).logged;
+            *logged >= LOGGED && std::mem::take(logged) > 0
+        };
+        if is_due
+            && let Some(checkpointer) = &*lock(&self.checkpointer)
+            && let Err(error) = checkpointer.run()
+        {
+            tracing::warn!("what was committed stays in the log of the database for now: {error}");
+        }
     }
 
     /// `meanwhile` is for tests.

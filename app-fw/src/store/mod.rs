@@ -4,6 +4,7 @@
 //! A change is committed and on the disk before its function returns, and has happened completely or not at all. All
 //! functions block; they belong on a thread that may.
 
+mod checkpoint;
 mod digests;
 mod error;
 mod history;
@@ -22,6 +23,7 @@ use shared::control::Revision;
 
 use crate::book::{Book, Delta};
 
+pub use checkpoint::Checkpointer;
 pub use digests::{MAX_DIGESTS, ObjectKey};
 pub use error::StoreError;
 use history::Kept;
@@ -36,6 +38,7 @@ pub const DEFAULT_PATH: &str = "/var/lib/app-fw/rules.db";
 pub struct Store {
     // Dropped before the lock: the next daemon must find it closed.
     connection: Connection,
+    checkpointer: Option<Checkpointer>,
     kept: Kept,
     max_digests: usize,
     _lock: LockFile,
@@ -51,7 +54,14 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         let (connection, lock) = open::open(path)?;
         let kept = Kept::read(&connection)?;
-        Ok(Store { connection, kept, max_digests: MAX_DIGESTS, _lock: lock })
+        checkpoint::leave_to_checkpointer(&connection)?;
+        let checkpointer = Some(Checkpointer::open(path)?);
+        Ok(Store { connection, checkpointer, kept, max_digests: MAX_DIGESTS, _lock: lock })
+    }
+
+    /// Who brings what was committed from the log into the database. To be taken once; `None` the next time.
+    pub fn take_checkpointer(&mut self) -> Option<Checkpointer> {
+        self.checkpointer.take()
     }
 
     /// All rules, policies and sets.

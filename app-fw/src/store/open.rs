@@ -16,7 +16,7 @@ use super::migrations;
 const APPLICATION_ID: i64 = 0x4150_4657;
 
 /// How long a write waits for a program that reads or writes the database by other means.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens the database at `path`, made and brought to the latest version if need be, and the lock that keeps it ours.
 pub(super) fn open(path: &Path) -> Result<(Connection, LockFile), StoreError> {
