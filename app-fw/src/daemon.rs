@@ -364,6 +364,9 @@ fn work(
     }
     let serve = move || {
         let mut watch = Watch(Some((number, failed.clone())));
+        if let Err(error) = crate::sys::processes::go_first() {
+            tracing::debug!("queue {number}: its thread has to wait like others: {error}");
+        }
         match worker.run() {
             Ok(()) => watch.0 = None,
             Err(error) => {

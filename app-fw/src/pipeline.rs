@@ -313,6 +313,7 @@ pub struct Pipeline {
     round: u64,
     behind: Recent<(u32, IpAddr), Looked<Result<Beyond, Cause>>>,
     of_rules: OfRules,
+    former_rules: crossbeam_channel::Sender<OfRules>,
     reuse: Reuse,
 }
 
@@ -330,10 +331,21 @@ impl OfRules {
     }
 
     /// Begins anew with other rules. To free 100,000 rules takes a while: no packet waits for that.
-    fn renew(&mut self, generation: u64) {
+    fn renew(&mut self, generation: u64, former_rules: &crossbeam_channel::Sender<OfRules>) {
         let former = std::mem::replace(self, OfRules::new(generation));
-        // If there can be no thread, it is freed here.
-        let _ = std::thread::Builder::new().name("former-rules".into()).spawn(move || drop(former));
+        // If there is no thread, or it is that far behind, it is freed here.
+        drop(former_rules.try_send(former));
+    }
+
+    /// Frees what it is given, on a thread of its own.
+    fn freed_elsewhere() -> crossbeam_channel::Sender<OfRules> {
+        const BEHIND: usize = 16;
+        let (to, from) = crossbeam_channel::bounded(BEHIND);
+        let free = move || from.iter().for_each(drop);
+        if let Err(error) = std::thread::Builder::new().name("former-rules".into()).spawn(free) {
+            tracing::warn!("former rules are freed while packets wait: {error}");
+        }
+        to
     }
 }
 
@@ -387,6 +399,7 @@ impl Pipeline {
             round: 0,
             behind: Recent::new(NAMESPACES),
             of_rules: OfRules::new(0),
+            former_rules: OfRules::freed_elsewhere(),
             reuse: Reuse::default(),
         }
     }
@@ -556,7 +569,7 @@ impl Pipeline {
             return Arc::new(rules.view_in_doubt(chain));
         };
         if self.of_rules.generation != basis.rules {
-            self.of_rules.renew(basis.rules);
+            self.of_rules.renew(basis.rules, &self.former_rules);
         }
         if let Some((made, view)) = self.of_rules.views.get(&namespace.id)
             && made.rules == basis.rules
