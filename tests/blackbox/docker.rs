@@ -122,6 +122,31 @@ impl<'w> Sender<'w> {
     }
 }
 
+#[test]
+fn a_rule_names_a_container_as_docker_does() -> Result<()> {
+    let world = World::new("docker name")?;
+    let docker = Docker::start(&world, Ns::Local)?;
+    queue_from(&world, "docker0")?;
+    let _daemon = world.daemon(&[])?;
+    let (web, other) = (docker.container(&["--name", "web"])?, docker.container(&["--name", "other"])?);
+    let mut senders =
+        [Sender::start(&world, &web, world.peer4(), 7)?, Sender::start(&world, &other, world.peer4(), 8)?];
+    for sender in &mut senders {
+        sender.passes()?;
+    }
+    docker.ctl(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "DROP", "--container", "web"])?.ok()?;
+    let [web, other] = &mut senders;
+    web.is_blocked()?;
+    other.passes()?;
+    ensure!(ctl(&world, "save")?.contains(" --from container:web"));
+    let unknown = docker.ctl(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "DROP", "--container", "nobody"])?;
+    ensure!(unknown.code() != 0 && unknown.stderr.contains("no container nobody"), "{unknown:?}");
+    ctl(&world, "-F -n any")?;
+    docker.ctl(&["-A", "-c", "OUTPUT", "-n", "any", "-v", "DROP", "!", "--container", "web"])?.ok()?;
+    web.passes()?;
+    other.is_blocked()
+}
+
 /// Device and inode number of a file in a container.
 fn number(container: &Container<'_>, file: &str) -> Result<(u64, u64)> {
     let metadata = std::fs::metadata(format!("/proc/{}/root{file}", container.pid()))?;

@@ -103,11 +103,21 @@ impl<'w> Docker<'w> {
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.world.command(self.ns, &["docker"])?;
-        command
-            .env("PATH", PATH)
-            .env("DOCKER_HOST", format!("unix://{}/docker.sock", self.folder.display()))
-            .args(arguments);
+        command.env("PATH", PATH).env("DOCKER_HOST", self.host()).args(arguments);
         Ok(command)
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}/docker.sock", self.folder.display())
+    }
+
+    /// Runs ctl-fw as somebody who uses this Docker.
+    ///
+    /// # Errors
+    /// As [`World::ctl`].
+    pub fn ctl(&self, arguments: &[&str]) -> Result<Captured> {
+        let mut command = self.world.ctl_command(Ns::Local)?;
+        run(command.env("DOCKER_HOST", self.host()).args(arguments), LIMIT)
     }
 
     /// What dockerd said on standard error so far.

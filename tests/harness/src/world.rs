@@ -286,10 +286,17 @@ impl World {
     /// # Errors
     /// As [`ctl`](Self::ctl).
     pub fn ctl_in(&self, ns: Ns, arguments: &[&str]) -> Result<Captured> {
-        let program = self.programs.path("ctl-fw")?;
-        let mut command = self.namespace(ns).command(&program);
-        self.environment(command.args(arguments));
-        run(&mut command, LIMIT)
+        run(self.ctl_command(ns)?.args(arguments), LIMIT)
+    }
+
+    /// A command that runs ctl-fw in any of the namespaces against the world's daemon.
+    ///
+    /// # Errors
+    /// The program is not built.
+    pub fn ctl_command(&self, ns: Ns) -> Result<Command> {
+        let mut command = self.namespace(ns).command(&self.programs.path("ctl-fw")?);
+        self.environment(&mut command);
+        Ok(command)
     }
 
     /// As [`ctl`](Self::ctl); returns its standard output.
