@@ -131,6 +131,8 @@ fn a_forged_source_gets_no_answer() -> Result<()> {
     world.queue_output()?;
     let _daemon = world.daemon(&[])?;
     let std::net::IpAddr::V4(peer) = world.peer4() else { bail!("no IPv4") };
+    // Whatever is addressed to nobody goes there too.
+    world.namespace(Ns::Local).ip(&format!("route replace default via {peer}"))?;
     // IPv4 and UDP headers, by a raw socket that writes them itself: from where nobody is, to the peer.
     let datagram = format!("4500001c0000400040110000{}{}0400000700080000", hex(&NOBODY), hex(&peer.octets()));
     let out = world.count(&format!("ip saddr {}", Ipv4Addr::from(NOBODY)))?;
