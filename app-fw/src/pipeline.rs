@@ -54,6 +54,8 @@ pub struct Arrived {
     pub ran: Option<Sender>,
     /// It left a socket of the queue's namespace that was held open. If a system call sent it, whoever ran did.
     pub left_held_socket: bool,
+    /// It stands for several packets.
+    pub segmented: bool,
     /// It has not left this machine: with other addresses, it would be routed anew.
     pub can_turn_back: bool,
 }
@@ -100,6 +102,7 @@ impl Arrived {
             place,
             interfaces,
             checksum_missing: queued.checksum_missing,
+            segmented: queued.segmented,
             ran,
             left_held_socket: !incoming
                 && queued.uid.is_some()

@@ -15,12 +15,13 @@ use crossbeam_channel::Receiver;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use shared::control::QueueStatus;
-use shared::{Cause, Chain, Verdict};
+use shared::{Cause, Chain, Protocol, Verdict};
 
 use crate::clock::Clock;
 use crate::investigate::{Finding, Investigators, Key, Mailbox, Question};
 use crate::journal::{Draft, Reporter};
 use crate::learn::Recorder;
+use crate::namespaces::Namespace;
 use crate::pipeline::{Answer, Arrived, Decision, Patience, Pipeline, Place, Reuse, Stale, Tell};
 use crate::queue::message::messages;
 use crate::queue::{Message, Queue, Queued, Verdicts};
@@ -454,14 +455,20 @@ impl Worker {
     /// What a packet becomes that tells its sender of its rejection, if it can become that.
     fn rejection(&self, arrived: &Arrived, bytes: &[u8]) -> Option<Vec<u8>> {
         let packet = arrived.packet.as_ref().ok().filter(|_| arrived.can_turn_back)?;
+        // The kernel goes on to cut it as what it was, and no error can be cut.
+        if arrived.segmented && packet.flow.protocol != Protocol::TCP {
+            return None;
+        }
         rejection::answer(packet, bytes).filter(|_| rejection::is_own(packet.flow.source))
     }
 
-    /// Has the socket of a container told that its packet was rejected.
+    /// Has the socket told that its packet was rejected, where the packet itself cannot go back.
     fn send_envoy(&self, arrived: &Arrived, answer: &Answer) {
-        if let (Place::Behind(_), Ok(packet), Some(namespace)) = (arrived.place, &arrived.packet, &answer.namespace)
+        let is_far = |namespace: &Namespace| matches!(arrived.place, Place::Behind(_)) && !namespace.is_own();
+        let is_near = arrived.left_held_socket && arrived.segmented;
+        if let (Ok(packet), Some(namespace)) = (&arrived.packet, &answer.namespace)
             && self.chain != Chain::Input
-            && !namespace.is_own()
+            && (is_near || is_far(namespace))
         {
             self.envoy.send(namespace, packet.flow);
         }

@@ -70,6 +70,32 @@ fn a_datagram_is_unreachable_at_once() -> Result<()> {
     Ok(())
 }
 
+/// QUIC sends so. What is cut only when it leaves cannot be turned into an error: its socket is ended.
+#[test]
+fn datagrams_sent_many_at_once_are_an_error_too() -> Result<()> {
+    let pair = Pair::new("reject many")?;
+    let world = &pair.world;
+    world.queue_output()?;
+    let _daemon = world.daemon(&[])?;
+    for to in [pair.to4(7), pair.to6(7)] {
+        let _server = world.udp_echo(7)?;
+        let arrived = world.count("udp dport 7")?;
+        let mut evil = pair.start(&pair.evil, &["udp", &to, "--connect"])?;
+        evil.step("segmented 5000 1000")?;
+        (0..5).try_for_each(|_| evil.step("recv").map(drop))?;
+        // Between these namespaces they need not be cut at all.
+        ensure!(arrived.delta()? > 0);
+        reject(&pair, &pair.evil)?;
+        evil.step("segmented 5000 1000")?;
+        // It does not wait for what never comes.
+        let told = evil.step("recv").err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(told.contains("abort"), "{to}: {told:?}");
+        pair.silent(&arrived)?;
+        pair.no_rules("OUTPUT")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_connection_under_way_is_reset() -> Result<()> {
     let pair = Pair::new("reset")?;

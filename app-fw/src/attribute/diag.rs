@@ -138,7 +138,15 @@ impl Diag {
     /// # Errors
     /// There is none (`ENOENT`), or the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
     pub fn destroy(&mut self, protocol: Protocol, tuple: &Tuple) -> io::Result<()> {
-        let found = self.find(protocol, tuple, 0)?;
+        let found = match protocol {
+            Protocol::TCP => self.find(protocol, tuple, 0)?,
+            // Of UDP the kernel is asked with both ends the other way round (`udp_dump_one`, "for historical reasons").
+            _ => {
+                let mut sockets = Vec::new();
+                self.list(protocol, tuple.local.is_ipv6(), tuple.local_port, u32::MAX, &mut sockets)?;
+                sockets.into_iter().find(|socket| socket.tuple == *tuple)
+            }
+        };
         // The kernel takes the one that listens where there is no other.
         let Some(socket) = found.filter(|socket| socket.state != state::LISTEN && socket.tuple == *tuple) else {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));

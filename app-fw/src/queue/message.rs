@@ -27,6 +27,8 @@ mod attribute {
 
 /// `NFQA_SKB_CSUMNOTREADY`: the layer-4 checksum is left to the device.
 const CHECKSUM_NOT_READY: u32 = 1;
+/// `NFQA_SKB_GSO`: the device is to cut it into packets.
+const SEGMENTED: u32 = 2;
 
 /// A packet that waits for its verdict.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,6 +54,8 @@ pub struct Queued<'a> {
     pub length: u32,
     /// The layer-4 checksum is not there yet.
     pub checksum_missing: bool,
+    /// It stands for several packets, into which it is cut when it leaves.
+    pub segmented: bool,
 }
 
 /// One message.
@@ -99,7 +103,11 @@ fn packet(body: &[u8]) -> Option<Queued<'_>> {
             attribute::PHYSOUTDEV => queued.physoutdev = be32(value)?,
             attribute::PAYLOAD => queued.payload = value,
             attribute::CAP_LEN => whole = Some(be32(value)?),
-            attribute::SKB_INFO => queued.checksum_missing = be32(value)? & CHECKSUM_NOT_READY != 0,
+            attribute::SKB_INFO => {
+                let info = be32(value)?;
+                queued.checksum_missing = info & CHECKSUM_NOT_READY != 0;
+                queued.segmented = info & SEGMENTED != 0;
+            }
             attribute::UID => queued.uid = Some(be32(value)?),
             _ => {}
         }

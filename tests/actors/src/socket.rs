@@ -249,6 +249,18 @@ impl Socket {
         sendto(&self.fd, bytes, SendFlags::NOSIGNAL, &to).map(drop).context("send")
     }
 
+    /// Sends so many bytes by one call, in datagrams of `each` bytes, into which the kernel cuts them on their way out (UDP_SEGMENT).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn send_segmented(&self, length: usize, each: u16) -> Result<()> {
+        let bytes = vec![b'y'; length];
+        let control = [ControlMessage::UdpGsoSegments(&each)];
+        let to = self.to.map(nix::sys::socket::SockaddrStorage::from);
+        let (fd, parts) = (self.fd.as_raw_fd(), [IoSlice::new(&bytes)]);
+        nix::sys::socket::sendmsg(fd, &parts, &control, MsgFlags::MSG_NOSIGNAL, to.as_ref()).map(drop).context("send")
+    }
+
     /// Sends the payload once from another of this machine's addresses than the socket's own (IP_PKTINFO).
     ///
     /// # Errors

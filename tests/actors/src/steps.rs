@@ -5,6 +5,7 @@
 //! | `send [N]` | sends N (1) times | `ok` |
 //! | `begin` | begins a datagram, which the next `send` sends (MSG_MORE) | `ok` |
 //! | `cork` / `uncork` | has all that is sent meanwhile become one datagram (UDP_CORK) | `ok` |
+//! | `segmented LENGTH EACH` | sends LENGTH bytes in datagrams of EACH, by one call (UDP_SEGMENT) | `ok` |
 //! | `recv` | receives once | `ok LENGTH [SENDER]` |
 //! | `put N` | writes N bytes to a connection | `ok` when the kernel has taken them all |
 //! | `drain` | receives until the other end closes | `ok BYTES` |
@@ -161,6 +162,10 @@ impl Stage {
             }
             "begin" => self.socket()?.begin()?,
             "cork" | "uncork" => code::cork(self.socket()?.fd(), word == "cork")?,
+            "segmented" => {
+                let (length, each) = rest.split_once(' ').context("EACH")?;
+                self.socket()?.send_segmented(length.parse().context("LENGTH")?, each.parse().context("EACH")?)?;
+            }
             "recv" => return self.recv(),
             "put" => self.socket()?.put(rest.parse().context("N")?)?,
             "drain" => return Ok(self.socket()?.drain()?.to_string()),
