@@ -145,7 +145,7 @@ impl Explainer {
         let told = asked(&view, facts.as_ref(), &owners);
         let (verdict, reason) = decided(&told, &view);
         let policy = view.policy();
-        let name = namespace.selectors.first().cloned().unwrap_or(Selector::Any);
+        let name = namespace.best_selector();
         let rules = told.into_iter().map(|(_, rule)| rule).collect();
         let owners = people.into_iter().map(|person| person.told).collect();
         Ok(Explanation { chain, namespace: name, owners, rules, policy, verdict, reason })
@@ -153,6 +153,9 @@ impl Explainer {
 
     fn namespace(&self, subject: &Subject, wanted: Option<Selector>) -> Result<Arc<Namespace>, Failure> {
         let namespaces = self.means.namespaces.load();
+        if let Subject::Process { pid } = subject {
+            ProcDir::hold(*pid).map_err(|_| not_found(format!("there is no process {pid}")))?;
+        }
         let path: PathBuf = match (wanted, subject) {
             (None | Some(Selector::Any), Subject::Process { pid }) => format!("/proc/{pid}/ns/net").into(),
             (None | Some(Selector::Any), _) => return Ok(namespaces.own.clone()),

@@ -43,6 +43,20 @@ struct Key {
     protocol: Protocol,
     remote: IpAddr,
     port: Option<u16>,
+    near: bool,
+}
+
+/// Ports that kernels and systems choose for whoever asks (RFC 6335; Linux begins at 32768).
+const CHOSEN: std::ops::RangeInclusive<u16> = 32768..=u16::MAX;
+
+/// Whether of two ports the one at our end is what is spoken to: the other is a port that was chosen for a client and never comes
+/// again. If the ports do not tell, `otherwise`.
+fn served_is_near(near: u16, far: u16, otherwise: bool) -> bool {
+    match (CHOSEN.contains(&near), CHOSEN.contains(&far)) {
+        (false, true) => true,
+        (true, false) => false,
+        _ => otherwise,
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,9 +124,9 @@ impl Records {
         drop(known);
         let mut list: Vec<Learned> = records
             .into_iter()
-            .map(|(Key { chain, namespace, programs, protocol, remote, port }, tally)| {
+            .map(|(Key { chain, namespace, programs, protocol, remote, port, near }, tally)| {
                 let Tally { packets, reason, first, last } = tally;
-                Learned { chain, namespace, programs, protocol, remote, port, packets, reason, first, last }
+                Learned { chain, namespace, programs, protocol, remote, port, near, packets, reason, first, last }
             })
             .collect();
         list.sort_by(|a, b| b.packets.cmp(&a.packets).then(a.first.cmp(&b.first)));
@@ -127,14 +141,18 @@ fn key(draft: &Draft) -> Option<Key> {
         Ports::Known { source, destination } => Some((source, destination)),
         Ports::Absent | Ports::Unknown => None,
     };
-    // Who is spoken to: the far end by what leaves, the near end by what comes.
-    let port = known.map(|(_, destination)| destination);
-    let remote = if draft.chain == Chain::Input { flow.source } else { flow.destination };
+    let incoming = draft.chain == Chain::Input;
+    let remote = if incoming { flow.source } else { flow.destination };
+    let near = known.is_some_and(|(source, destination)| {
+        if incoming { served_is_near(destination, source, true) } else { served_is_near(source, destination, false) }
+    });
+    let port = known.map(|(source, destination)| if near == incoming { destination } else { source });
     let answer = &draft.answer;
-    let namespace = answer.namespace.as_ref().and_then(|namespace| namespace.selectors.first());
+    let namespace = answer.namespace.as_ref().map(|namespace| namespace.best_selector());
     Some(Key {
         chain: draft.chain,
-        namespace: namespace.cloned().unwrap_or(Selector::Any),
+        namespace: namespace.unwrap_or(Selector::Any),
+        near,
         programs: programs(answer),
         protocol: flow.protocol,
         remote,

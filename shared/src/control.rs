@@ -510,10 +510,12 @@ pub struct Learned {
     pub protocol: crate::Protocol,
     /// The far end's address.
     pub remote: std::net::IpAddr,
-    /// The port of whoever is spoken to, host byte order: the far end's in OUTPUT, the near end's in INPUT. Absent if the
-    /// protocol has none.
+    /// The port of whoever is spoken to, host byte order. Absent if the protocol has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// It is a port of this machine's, not of the far end's.
+    #[serde(default)]
+    pub near: bool,
     /// So many packets.
     pub packets: u64,
     /// Why the last of them would have been dropped.

@@ -53,6 +53,12 @@ enum Way {
 }
 
 impl Namespace {
+    /// The selector that a rule for it should have: one that survives a restart, if there is one.
+    pub fn best_selector(&self) -> Selector {
+        // The lifetime comes first; it is said of what has no name.
+        self.selectors.get(1).or(self.selectors.first()).cloned().unwrap_or(Selector::Any)
+    }
+
     /// Runs `work` inside.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! `learn`: a ruleset of what `app-fw --audit` has recorded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Write;
 use std::net::IpAddr;
 
 use shared::control::{Answer, Edit, Learned, LearnedProgram, Request};
 use shared::rule::{Comment, Label, LabelKind, quoted};
-use shared::{Chain, Digest, Protocol, Rule, Selector};
+use shared::{Chain, Digest, Protocol, Reason, Rule, Selector};
 
 use crate::Exit;
 use crate::session::Session;
@@ -60,10 +60,16 @@ impl LearnArgs {
         for sentence in &ruleset.left_out {
             session.say(&format!("note: {sentence}"));
         }
-        let rules = ruleset.programs.iter().flat_map(|(_, rules)| rules);
-        let edits: Vec<_> = rules.map(|rule| Edit::Add { rule: rule.clone(), position: None }).collect();
-        if edits.is_empty() {
+        let rules: Vec<&Rule> = ruleset.programs.iter().flat_map(|(_, rules)| rules).collect();
+        if rules.is_empty() {
             return Err(Trouble::Missing("nothing was recorded that a rule could let pass (app-fw --audit)".into()));
+        }
+        let bare = |rule: &Rule| Rule { comment: None, ..rule.clone() };
+        let there: HashSet<Rule> = session.listing()?.rules.iter().map(|listed| bare(&listed.rule)).collect();
+        let new = rules.into_iter().filter(|rule| !there.contains(&bare(rule)));
+        let edits: Vec<_> = new.map(|rule| Edit::Add { rule: rule.clone(), position: None }).collect();
+        if edits.is_empty() {
+            return Err(Trouble::Missing("there are rules for all that was recorded".into()));
         }
         let added = edits.len();
         let changed = session.change(edits)?;
@@ -85,6 +91,7 @@ struct Kind {
     namespace: Selector,
     protocol: Protocol,
     has_port: bool,
+    near: bool,
 }
 
 /// What they were.
@@ -107,6 +114,11 @@ fn ruleset(learned: &[Learned], aggregate: bool) -> Ruleset {
     for one in learned {
         let Learned { chain, namespace, protocol, port, .. } = one;
         let digest = |program: &LearnedProgram| if aggregate { program.aggregate } else { program.digest };
+        // Somebody wants them kept back.
+        if one.reason == Reason::Rule {
+            found.left_out.push(left_out(one));
+            continue;
+        }
         if one.programs.is_empty() || one.programs.iter().any(|program| digest(program).is_none()) {
             found.left_out.push(left_out(one));
             continue;
@@ -116,7 +128,7 @@ fn ruleset(learned: &[Learned], aggregate: bool) -> Ruleset {
         programs.sort();
         programs.dedup();
         let (chain, namespace, protocol, has_port) = (*chain, namespace.clone(), *protocol, port.is_some());
-        let kind = Kind { programs, chain, namespace, protocol, has_port };
+        let kind = Kind { programs, chain, namespace, protocol, has_port, near: one.near };
         let seen = kinds.entry((kind, *port)).or_default();
         seen.remotes.insert(one.remote);
         seen.packets += one.packets;
@@ -154,7 +166,8 @@ fn rule(
     let mut text = format!("-c {} -n {} -v ACCEPT", kind.chain, quoted(&kind.namespace.to_string()));
     text += &format!(" -p {} {far} {}", kind.protocol, list(remotes.iter().map(IpAddr::to_string).collect()));
     if !ports.is_empty() {
-        text += &format!(" --dport {}", list(ports.iter().map(u16::to_string).collect()));
+        let option = if kind.near == (kind.chain == Chain::Input) { "--dport" } else { "--sport" };
+        text += &format!(" {option} {}", list(ports.iter().map(u16::to_string).collect()));
     }
     for (path, digest, whole) in &kind.programs {
         let (option, digest) = if aggregate { ("--agg-hash", whole) } else { ("--sng-hash", digest) };
@@ -176,6 +189,10 @@ fn rule(
 fn left_out(one: &Learned) -> String {
     let port = one.port.map_or_else(String::new, |port| format!(" port {port}"));
     let whose = match one.programs.as_slice() {
+        programs if one.reason == Reason::Rule => {
+            let names = programs.iter().map(|program| plain(&program.path)).collect::<Vec<_>>().join(" and ");
+            format!("of {names}, which a rule of yours keeps back,")
+        }
         [] => "of nobody that is known".into(),
         programs => format!(
             "of {} whose digest is not known",
@@ -210,7 +227,6 @@ fn write(out: &mut dyn Write, ruleset: &Ruleset, flows: usize) -> Result<(), Tro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shared::Reason;
     use shared::document::Document;
 
     fn learned(path: &str, remote: &str, port: Option<u16>) -> Learned {
@@ -224,6 +240,7 @@ mod tests {
             protocol: if port.is_some() { Protocol::TCP } else { Protocol::ICMP },
             remote: remote.parse().unwrap(),
             port,
+            near: false,
             packets: 3,
             reason: Reason::Policy,
             first: time,
