@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use shared::control::Edit;
-use shared::document::{At, Document};
+use shared::document::{At, Contradiction, Document};
 use shared::set::{Elements, Set, SetName};
 use shared::{Match, Rule, Selector, Verdict};
 
@@ -172,9 +172,9 @@ impl<'a> Changing<'a> {
     /// # Errors
     /// The document contradicts itself; the index of the rule if it is about one.
     pub fn restore(&mut self, document: Document, now: Timestamp) -> Result<(), (Option<usize>, BookError)> {
-        if let Some((at, why)) = document.contradictions().into_iter().next() {
+        if let Some(Contradiction { at, message, .. }) = document.contradictions().into_iter().next() {
             let index = if let At::Rule(index) = at { Some(index) } else { None };
-            return Err((index, BookError::Contradiction(why)));
+            return Err((index, BookError::Contradiction(message)));
         }
         let Document { sets, policies, rules } = document;
         for policy in &policies {

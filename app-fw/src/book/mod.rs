@@ -23,12 +23,10 @@ pub use changing::{Changing, Outcome};
 pub use delta::{Delta, Past, RuleChange, SetChange, WasRule, WasSet};
 pub use error::BookError;
 pub use members::{difference, texts};
+pub use shared::document::MAX_ID;
 
 /// A chain of a namespace.
 pub type Place = (Chain, Selector);
-
-/// The highest id: JSON readers of any kind can hold it.
-pub const MAX_ID: u64 = (1 << 53) - 1;
 
 /// A rule with its place. Entries are never changed, only replaced.
 #[derive(Debug)]

@@ -174,8 +174,12 @@ fn what_makes_no_sense_is_refused() {
         let document = Document { policies: vec![], ..Document::parse(text).unwrap() };
         book.change().restore(document, now())
     };
-    let far = format!("-A -c OUTPUT -n any -v DROP\n-A -c OUTPUT -n any -v DROP --id {}\n", MAX_ID + 1);
-    assert_eq!(restore(&mut book, &far), Err((Some(1), E::TooHigh)));
+    let mut far = Document::parse("-A -c OUTPUT -n any -v DROP\n-A -c OUTPUT -n any -v DROP\n").unwrap();
+    far.rules[1].id = Some(MAX_ID + 1);
+    assert!(matches!(book.change().restore(far.clone(), now()), Err((Some(1), E::Contradiction(_)))));
+    far.rules[1].id = None;
+    far.rules[0].id = Some(MAX_ID);
+    assert_eq!(book.change().restore(far, now()), Err((Some(1), E::TooHigh)));
     let unresolved = "-A -c OUTPUT -n any -v DROP\n-A -c OUTPUT -n /x -v DROP\n";
     assert!(matches!(restore(&mut book, unresolved), Err((Some(1), E::Unresolved(_)))));
     check(&book);

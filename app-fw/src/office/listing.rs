@@ -54,7 +54,10 @@ pub(super) struct Extract {
 impl Extract {
     pub(super) fn new(book: &Book, chain: Option<Chain>, namespace: Option<&Selector>, defaults: Defaults) -> Extract {
         let is_wanted = |of: Chain, at: &Selector| chain.is_none_or(|c| c == of) && namespace.is_none_or(|n| n == at);
-        let places = book.places().filter(|((of, at), _)| is_wanted(*of, at)).map(|(_, list)| list.to_vec()).collect();
+        let mut places: Vec<_> = book.places().filter(|((of, at), _)| is_wanted(*of, at)).collect();
+        // As packets meet them: what names a single namespace comes before what names all.
+        places.sort_by(|((of, at), _), ((other, there), _)| of.cmp(other).then_with(|| there.cmp(at)));
+        let places = places.into_iter().map(|(_, list)| list.to_vec()).collect();
         let mut policies: Vec<ListedPolicy> = book
             .policies()
             .iter()

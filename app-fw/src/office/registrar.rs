@@ -171,13 +171,17 @@ impl Registrar {
         let now = Timestamp::now();
         let mut author = author(caller, None, now);
         let newest = self.history(None)?;
-        let to = match to {
-            Some(to) => to,
-            None => newest
-                .iter()
-                .find(|revision| !(revision.uid.is_none() && revision.note.as_deref() == Some(EXPIRED)))
-                .map(|revision| revision.number - 1)
-                .ok_or_else(|| not_found("there is nothing to undo".into()))?,
+        let Some(to) = to else {
+            let by_somebody =
+                |revision: &&Revision| !(revision.uid.is_none() && revision.note.as_deref() == Some(EXPIRED));
+            // What was added for a time and is gone leaves nothing to be taken back: then it is the turn of what was before.
+            for revision in newest.iter().filter(by_somebody) {
+                let changed = self.undo(caller, Some(revision.number - 1))?;
+                if changed.revision != newest[0].number {
+                    return Ok(changed);
+                }
+            }
+            return Err(not_found("there is nothing to undo".into()));
         };
         author.note = Some(format!("undo to revision {to}"));
         // Whoever changes something meanwhile is not to be undone as well.

@@ -178,11 +178,13 @@ fn a_rule_whose_time_has_come_is_gone() {
     let newest = registrar.history(Some(1)).unwrap().remove(0);
     assert_eq!((newest.number, newest.uid, newest.note.as_deref()), (3, None, Some("expired")));
     assert_eq!(newest.changes, [format!("- -A -c OUTPUT -n host -v ACCEPT --until {until} --id 2")]);
-    // Undo is about what somebody did, and what has ended stays away.
+    // Undo is about what somebody did. What has ended stays away, so that there is nothing of it to take back.
+    let same = registrar.undo(ROOT, Some(1)).unwrap();
+    assert_eq!((same.revision, listed(&registrar).len()), (3, 1));
+    assert_eq!(registrar.undo(ROOT, None).unwrap().revision, 4);
+    assert!(listed(&registrar).is_empty());
     registrar.undo(ROOT, None).unwrap();
     assert_eq!(listed(&registrar), [(1, "-A -c OUTPUT -n host -v DROP --dport 1".into())]);
-    registrar.undo(ROOT, Some(0)).unwrap();
-    assert!(listed(&registrar).is_empty());
 }
 
 #[test]
