@@ -163,7 +163,7 @@ pub struct RuleArgs {
     pub no_log: bool,
 
     /// A remark, at most 256 bytes.
-    #[arg(long, value_name = "TEXT", help_heading = "Rule")]
+    #[arg(allow_hyphen_values = true, long, value_name = "TEXT", help_heading = "Rule")]
     pub comment: Option<Comment>,
 
     /// What is asked of a packet.
@@ -352,7 +352,8 @@ impl Args {
 fn read_policy(words: &[String]) -> Result<(Chain, Verdict), String> {
     let [chain, verdict] = words else { return Err("-P wants a chain and a verdict".into()) };
     let chain = suggest::chain(chain).map_err(|error| format!("invalid chain for -P: {error}"))?;
-    match suggest::verdict(verdict).map_err(|error| format!("invalid verdict for -P: {error}"))? {
+    let wrong = |error| format!("invalid verdict for -P, which is ACCEPT or DROP: {error}");
+    match suggest::verdict(verdict).map_err(wrong)? {
         Verdict::Reject => Err("a policy is ACCEPT or DROP".into()),
         verdict => Ok((chain, verdict)),
     }

@@ -40,7 +40,7 @@ pub enum ClientError {
     )]
     Permission(PathBuf),
     /// The daemon is stopped, starved or stuck.
-    #[error("app-fw did not answer within {} s: is it stopped? (looked at {})", .1.as_secs_f32(), .0.display())]
+    #[error("app-fw did not answer within {} s: is it stopped? What was asked may still happen (looked at {})", .1.as_secs_f32(), .0.display())]
     Timeout(PathBuf, Duration),
     /// The daemon ended, or cut the connection.
     #[error("app-fw closed the connection before its answer was complete: what was asked may or may not have happened")]
@@ -66,10 +66,14 @@ struct Call<'a> {
     request: &'a Request,
 }
 
+/// Edits of which the daemon makes short work.
+const FEW: usize = 1000;
+
 /// How long the answer to `request` may take if nobody says otherwise.
 fn patience_for(request: &Request) -> Duration {
     match request {
-        Request::Restore { .. } | Request::Change { .. } | Request::Undo { .. } => LONG_PATIENCE,
+        Request::Restore { .. } | Request::Undo { .. } => LONG_PATIENCE,
+        Request::Change { edits, .. } if edits.len() > FEW => LONG_PATIENCE,
         _ => PATIENCE,
     }
 }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use shared::document::{At, Document, DocumentError, Form};
+use shared::document::{At, Contradiction, Document, DocumentError, Form};
 use shared::rule::{Item, List};
 use shared::{Match, Selector};
 
-use crate::namespace::{self, NamespaceError};
+use crate::namespace;
 use crate::trouble::Trouble;
 
 /// A ruleset and where its parts stand.
@@ -20,6 +20,10 @@ pub(crate) struct Ruleset {
     pub(crate) document: Document,
     /// Line and column of each rule.
     places: Vec<(usize, usize)>,
+    /// And of each policy.
+    policy_places: Vec<(usize, usize)>,
+    /// Some namespace is a file.
+    has_files: bool,
 }
 
 impl Ruleset {
@@ -30,46 +34,80 @@ impl Ruleset {
 
     /// Reads either form. Where it is wrong, every error is listed.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Ruleset, Vec<DocumentError>> {
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            let (line, column) = place_in(bytes, error.valid_up_to());
-            vec![DocumentError { line, column, message: "this is no UTF-8".into() }]
-        })?;
-        if text.trim_start().starts_with('{') { from_json(text) } else { from_text(text) }
-    }
-
-    /// As it is sent: `bytes` themselves if they are a text and no namespace in it is a file, which must mean the same to the
-    /// daemon as here.
-    pub(crate) fn form(self, bytes: Vec<u8>) -> Result<Form, NamespaceError> {
-        let mut files = false;
-        let Ruleset { document, .. } = self.absolute(&mut files)?;
-        let is_text = !files && !bytes.trim_ascii_start().starts_with(b"{");
-        let text = is_text.then(|| String::from_utf8(bytes).ok()).flatten();
-        Ok(text.map_or_else(|| document.into(), Form::Text))
-    }
-
-    fn absolute(mut self, files: &mut bool) -> Result<Ruleset, NamespaceError> {
-        let mut place = |selector: &mut Selector| {
-            if let Selector::File(_) = selector {
-                *files = true;
-                *selector = namespace::absolute(selector)?;
+        let wrong = |line, column| DocumentError { line, column, message: "this is no UTF-8".into() };
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
+                let (line, column) = place_in(bytes, error.valid_up_to());
+                return Err(vec![wrong(line, column)]);
             }
-            Ok::<_, NamespaceError>(())
+            Err(_) => {
+                // The other lines may be wrong too.
+                let (mut text, mut errors) = (String::new(), Vec::new());
+                for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+                    match std::str::from_utf8(line) {
+                        Ok(line) => text.push_str(line),
+                        Err(error) => errors.push(wrong(index + 1, error.valid_up_to() + 1)),
+                    }
+                    text.push('\n');
+                }
+                errors.extend(from_text(&text).err().unwrap_or_default());
+                errors.sort_by_key(|error| (error.line, error.column));
+                return Err(errors);
+            }
         };
-        for policy in &mut self.document.policies {
-            place(&mut policy.namespace)?;
+        let mut ruleset = if text.trim_start().starts_with('{') { from_json(text) } else { from_text(text) }?;
+        let errors = ruleset.find_files(text);
+        if errors.is_empty() { Ok(ruleset) } else { Err(errors) }
+    }
+
+    /// As it is sent: `bytes`, which it was read from, themselves if they are a text and no namespace in it is a file, which must
+    /// mean the same to the daemon as here.
+    pub(crate) fn form(self, bytes: Vec<u8>) -> Form {
+        let is_text = !self.has_files && !bytes.trim_ascii_start().starts_with(b"{");
+        let text = is_text.then(|| String::from_utf8(bytes).ok()).flatten();
+        text.map_or_else(|| self.document.into(), Form::Text)
+    }
+
+    /// Has namespaces that are files mean the same to the daemon as here. Which of them cannot be found.
+    fn find_files(&mut self, text: &str) -> Vec<DocumentError> {
+        let (mut errors, mut has_files) = (Vec::new(), false);
+        let mut find = |selector: &mut Selector, place: &(usize, usize)| {
+            let Selector::File(path) = selector else { return };
+            has_files = true;
+            let named = path.display().to_string();
+            match namespace::absolute(selector) {
+                Ok(found) => *selector = found,
+                Err(error) => {
+                    let (line, column) = *place;
+                    errors.push((DocumentError { line, column, message: error.to_string() }, named));
+                }
+            }
+        };
+        for (policy, place) in self.document.policies.iter_mut().zip(&self.policy_places) {
+            find(&mut policy.namespace, place);
         }
-        for numbered in &mut self.document.rules {
-            place(&mut numbered.rule.namespace)?;
+        for (numbered, place) in self.document.rules.iter_mut().zip(&self.places) {
+            find(&mut numbered.rule.namespace, place);
             for predicate in &mut numbered.rule.predicates {
                 let Match::Netns(List(items)) = &mut predicate.on else { continue };
                 for item in items {
                     if let Item::One(selector) = item {
-                        place(selector)?;
+                        find(selector, place);
                     }
                 }
             }
         }
-        Ok(self)
+        self.has_files = has_files;
+        let lines: Vec<&str> = if errors.is_empty() { Vec::new() } else { text.lines().collect() };
+        errors
+            .into_iter()
+            .map(|(mut error, named)| {
+                let at = lines.get(error.line - 1).and_then(|line| line.find(&named));
+                error.column = at.map_or(error.column, |at| at + 1);
+                error
+            })
+            .collect()
     }
 }
 
@@ -101,9 +139,11 @@ fn place_in(bytes: &[u8], at: usize) -> (usize, usize) {
 
 fn from_text(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
     let document = Document::parse(text)?;
-    let is_rule = |line: &str| line.split_whitespace().next() == Some("-A");
-    let places = text.lines().enumerate().filter(|(_, line)| is_rule(line)).map(|(index, _)| (index + 1, 1));
-    Ok(Ruleset { document, places: places.collect() })
+    let lines_of = |word: &str| {
+        let is_meant = |line: &str| line.split_whitespace().next() == Some(word);
+        text.lines().enumerate().filter(|(_, line)| is_meant(line)).map(|(index, _)| (index + 1, 1)).collect()
+    };
+    Ok(Ruleset { document, places: lines_of("-A"), policy_places: lines_of("-P"), has_files: false })
 }
 
 /// A document whose parts are not read yet, so that an error in one does not hide those in others.
@@ -129,8 +169,8 @@ fn from_json(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
     let document = Document { sets, policies, rules };
     // Indices mean something only if all parts are there.
     if errors.is_empty() {
-        errors.extend(document.contradictions().into_iter().map(|(part, message)| {
-            let (line, column) = match part {
+        errors.extend(document.contradictions().into_iter().map(|Contradiction { at, message, .. }| {
+            let (line, column) = match at {
                 At::Set(index) => set_places[index],
                 At::Policy(index) => policy_places[index],
                 At::Rule(index) => places[index],
@@ -139,7 +179,7 @@ fn from_json(text: &str) -> Result<Ruleset, Vec<DocumentError>> {
         }));
     }
     errors.sort_by_key(|error| (error.line, error.column));
-    if errors.is_empty() { Ok(Ruleset { document, places }) } else { Err(errors) }
+    if errors.is_empty() { Ok(Ruleset { document, places, policy_places, has_files: false }) } else { Err(errors) }
 }
 
 /// Reads each part, and tells where it stands.
@@ -197,6 +237,22 @@ set create lan addresses 10.0.0.0/8
 -A -c OUTPUT -n host -v ACCEPT -d @lan --id 7
 -A -c OUTPUT -n any -v REJECT --dport 22
 ";
+
+    #[test]
+    fn a_line_that_is_no_text_hides_no_other_error() {
+        let errors = |bytes: &[u8]| {
+            let errors = Ruleset::parse(bytes).unwrap_err();
+            errors.iter().map(|error| (error.line, error.column)).collect::<Vec<_>>()
+        };
+        let rule = "-A -c OUTPUT -v DROP -n any";
+        let text = [rule.as_bytes(), b" --dport 99999\n", rule.as_bytes(), b" --comment \xff\n", b"jump\n"].concat();
+        assert_eq!(errors(&text), [(1, 37), (2, 39), (3, 1)]);
+        let gone = "-A -c OUTPUT -v DROP -n /proc/4000000000/ns/net\n";
+        let text = format!("{rule}\n{gone}-P INPUT DROP -n /no/such/file\n{gone}");
+        let mut found = errors(text.as_bytes());
+        found.sort_unstable();
+        assert_eq!(found, [(2, 25), (3, 18), (4, 25)]);
+    }
 
     #[test]
     fn both_forms_say_the_same() {

@@ -149,6 +149,9 @@ impl fmt::Display for Document {
     }
 }
 
+/// The highest id of a rule: JSON readers of any kind can hold it.
+pub const MAX_ID: u64 = (1 << 53) - 1;
+
 /// Texts of so many bytes are worth a thread for each part of them.
 const LONG: usize = 1 << 20;
 
@@ -159,44 +162,56 @@ impl Document {
     /// All that is wrong, by line.
     pub fn parse(text: &str) -> Result<Document, Vec<DocumentError>> {
         let Read { mut errors, document, lines } = Read::parts(text);
-        errors.extend(document.contradictions().into_iter().map(|(part, message)| {
-            let line = match part {
-                At::Set(index) => lines.sets[index],
-                At::Policy(index) => lines.policies[index],
-                At::Rule(index) => lines.rules[index],
-            };
-            DocumentError { line, column: 1, message }
-        }));
+        let contradictions = document.contradictions();
+        if !contradictions.is_empty() {
+            let texts: Vec<&str> = text.lines().collect();
+            errors.extend(contradictions.into_iter().map(|Contradiction { at, about, message }| {
+                let line = match at {
+                    At::Set(index) => lines.sets[index],
+                    At::Policy(index) => lines.policies[index],
+                    At::Rule(index) => lines.rules[index],
+                };
+                let column = texts.get(line - 1).and_then(|text| text.find(&about)).map_or(1, |at| at + 1);
+                DocumentError { line, column, message }
+            }));
+        }
         errors.sort_by_key(|error| (error.line, error.column));
         if errors.is_empty() { Ok(document) } else { Err(errors) }
     }
 
     /// What of it cannot be true together: a name, an id or a policy given twice, a set that is not there or is of another
     /// kind. A document of JSON is asked as well as one of text.
-    pub fn contradictions(&self) -> Vec<(At, String)> {
+    pub fn contradictions(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();
         let mut kinds: HashMap<&SetName, SetKind> = HashMap::new();
         for (index, set) in self.sets.iter().enumerate() {
             if kinds.insert(&set.name, set.elements.kind()).is_some() {
-                found.push((At::Set(index), format!("the set {} is there twice", set.name)));
+                let (about, message) = (set.name.to_string(), format!("the set {} is there twice", set.name));
+                found.push(Contradiction { at: At::Set(index), about, message });
             }
         }
         let mut policies = HashMap::new();
         for (index, policy) in self.policies.iter().enumerate() {
             if policies.insert((policy.chain, &policy.namespace), ()).is_some() {
                 let Policy { chain, namespace, .. } = policy;
-                found.push((At::Policy(index), format!("the policy of {chain} in {namespace} is there twice")));
+                let message = format!("the policy of {chain} in {namespace} is there twice");
+                found.push(Contradiction { at: At::Policy(index), about: chain.to_string(), message });
             }
             if policy.verdict == Verdict::Reject {
-                found.push((At::Policy(index), "a policy is ACCEPT or DROP".into()));
+                let (about, message) = (policy.verdict.to_string(), "a policy is ACCEPT or DROP".into());
+                found.push(Contradiction { at: At::Policy(index), about, message });
             }
         }
         let mut ids = HashMap::new();
         for (index, NumberedRule { id, rule }) in self.rules.iter().enumerate() {
+            let about = |about: String, message: String| Contradiction { at: At::Rule(index), about, message };
             match id {
-                Some(0) => found.push((At::Rule(index), "no rule has the id 0".into())),
+                Some(0) => found.push(about("--id".into(), "no rule has the id 0".into())),
+                Some(id) if *id > MAX_ID => {
+                    found.push(about(format!("--id {id}"), format!("the highest id of a rule is {MAX_ID}")));
+                }
                 Some(id) if ids.insert(*id, ()).is_some() => {
-                    found.push((At::Rule(index), format!("the id {id} is there twice")));
+                    found.push(about(format!("--id {id}"), format!("the id {id} is there twice")));
                 }
                 _ => {}
             }
@@ -204,9 +219,11 @@ impl Document {
                 for (name, wanted) in predicate.on.sets() {
                     let option = predicate.on.option();
                     match kinds.get(name) {
-                        None => found.push((At::Rule(index), format!("{option} @{name}: there is no such set"))),
-                        Some(kind) if *kind != wanted => found.push((
-                            At::Rule(index),
+                        None => {
+                            found.push(about(format!("@{name}"), format!("{option} @{name}: there is no such set")))
+                        }
+                        Some(kind) if *kind != wanted => found.push(about(
+                            format!("@{name}"),
                             format!("{option} @{name}: a set of {wanted} is wanted, this is one of {kind}"),
                         )),
                         Some(_) => {}
@@ -216,6 +233,17 @@ impl Document {
         }
         found
     }
+}
+
+/// Something in a document that cannot be true beside the rest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Contradiction {
+    /// The part it is in.
+    pub at: At,
+    /// The words of the text form that it is about.
+    pub about: String,
+    /// A sentence.
+    pub message: String,
 }
 
 /// Which part of a document is meant: its index in its list.
@@ -462,15 +490,15 @@ set create x ports y
         let places: Vec<_> = errors.iter().map(|error| (error.line, error.column)).collect();
         let expected = [
             (1, 37),
-            (3, 1),
-            (4, 1),
-            (6, 1),
-            (7, 1),
+            (3, 29),
+            (4, 32),
+            (6, 32),
+            (7, 12),
             (8, 14),
-            (9, 1),
+            (9, 10),
             (10, 1),
             (11, 20),
-            (12, 1),
+            (12, 29),
             (13, 7),
             (13, 36),
             (13, 56),

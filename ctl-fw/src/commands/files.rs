@@ -7,20 +7,47 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::Exit;
-use crate::hash::{self, DigestListing};
+use crate::hash::{self, DigestListing, HashError};
 use crate::session::Session;
 use crate::style::{Style, json};
 use crate::trouble::Trouble;
 
 /// Hashes files. What cannot be read is said beside the rest.
 pub(super) fn hash(paths: &[PathBuf], session: &mut Session<'_, '_>) -> Result<Exit, Trouble> {
-    let (listing, failures) = hash::hash_files(paths, &mut session.progress());
+    let (mut files, mut failures) = (Vec::new(), Vec::new());
+    paths.iter().for_each(|path| below(path, true, &mut files, &mut failures));
+    let (mut listing, unreadable) = hash::hash_files(&files, &mut session.progress());
+    failures.extend(unreadable);
+    if !failures.is_empty() {
+        listing.aggregate = None;
+    }
     let style = session.style;
     digests(session.out(), &listing, style)?;
     for failure in &failures {
         session.say(&format!("error: {failure}"));
     }
     Ok(if failures.is_empty() { Exit::Done } else { Exit::Error })
+}
+
+/// The regular files in a directory and below, in the order of their names; links in it are not followed. Anything else that was
+/// named is itself.
+fn below(path: &Path, was_named: bool, files: &mut Vec<PathBuf>, failures: &mut Vec<HashError>) {
+    let found = if was_named { path.metadata() } else { path.symlink_metadata() };
+    let is_dir = found.as_ref().is_ok_and(std::fs::Metadata::is_dir);
+    if !is_dir {
+        if was_named || found.is_ok_and(|found| found.is_file()) {
+            files.push(path.into());
+        }
+        return;
+    }
+    let listed = std::fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    match listed {
+        Ok(mut entries) => {
+            entries.sort_by_key(std::fs::DirEntry::file_name);
+            entries.iter().for_each(|entry| below(&entry.path(), false, files, failures));
+        }
+        Err(source) => failures.push(HashError::Io { path: path.into(), source }),
+    }
 }
 
 /// Digests of files: lines as sha256sum(1) has them, `-c` of which reads all but the last.

@@ -104,7 +104,10 @@ pub(super) fn delete_at(
 
 /// `-D --id ID`, `rule delete`.
 pub(super) fn delete(ids: &[u64], session: &mut Session<'_, '_>) -> Result<Exit, Trouble> {
-    let changed = session.change(ids.iter().map(|id| Edit::Delete { id: *id }).collect())?;
+    // One that is named twice is deleted once.
+    let new = |(index, id): &(usize, &u64)| !ids[..*index].contains(id);
+    let edits = ids.iter().enumerate().filter(new).map(|(_, id)| Edit::Delete { id: *id });
+    let changed = session.change(edits.collect())?;
     show_deleted(&changed, session)
 }
 

@@ -112,7 +112,7 @@ impl RestoreArgs {
             }
         };
         let places: Vec<_> = (0..ruleset.document.rules.len()).map(|index| ruleset.place(index)).collect();
-        let document = ruleset.form(bytes)?;
+        let document = ruleset.form(bytes);
         let request = Request::Restore { document, note: session.note(), expected: self.if_revision };
         let answer = session.connect()?.call(&request)?;
         if let Answer::Error(failure) = &answer

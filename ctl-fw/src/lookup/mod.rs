@@ -169,12 +169,12 @@ fn digest(
                      match it"
                 ));
             }
-            Ok(("--sng-hash", text(&real).map_err(option)?, digest))
+            Ok(("--sng-hash", place(name, &real).map_err(option)?, digest))
         }
         LabelKind::Exec => {
             let program = program::predict(Path::new(name), progress)?;
             notes.extend(program.note());
-            Ok(("--agg-hash", text(&program.path).map_err(option)?, program.aggregate()))
+            Ok(("--agg-hash", place(name, &program.path).map_err(option)?, program.aggregate()))
         }
         LabelKind::Pid => {
             let pid: u32 = name.parse().map_err(|_| option(format!("{name:?} is no process id")))?;
@@ -182,6 +182,14 @@ fn digest(
         }
         LabelKind::Container => Err(option("no digest".into())),
     }
+}
+
+/// The path as it was given, for a label: where it leads may be another file after an upgrade. What leads through /proc means
+/// another file to each process.
+fn place(given: &str, real: &Path) -> Result<String, String> {
+    let given = std::path::absolute(given).map_err(|error| error.to_string())?;
+    let leads_anywhere = given.starts_with("/proc") || given.starts_with("/dev");
+    text(if leads_anywhere { real } else { &given })
 }
 
 fn text(path: &Path) -> Result<String, String> {

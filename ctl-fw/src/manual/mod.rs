@@ -23,8 +23,13 @@ pub fn completions(command: &clap::Command, shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     let mut command = visible(command);
     let name = command.get_name().to_owned();
-    clap_complete::generate(shell, &mut command, name, &mut script);
-    script
+    clap_complete::generate(shell, &mut command, &name, &mut script);
+    if shell != Shell::Bash {
+        return script;
+    }
+    // It calls a subcommand one way where it finds it and another where it looks it up, if the program has a dash in its name.
+    let (found, looked_up) = (name.replace('-', "__"), name.replace('-', "__subcmd__"));
+    String::from_utf8_lossy(&script).replace(&looked_up, &found).into_bytes()
 }
 
 /// The definition without what is hidden, which completions would offer.

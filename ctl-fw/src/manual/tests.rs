@@ -87,6 +87,21 @@ fn completions_are_scripts() {
 }
 
 #[test]
+fn bash_completes_what_stands_behind_a_subcommand() {
+    let script = String::from_utf8(completions(&crate::args::command(), Shell::Bash)).unwrap();
+    for (words, wanted) in [("ctl-fw set ", "create"), ("ctl-fw learn --", "--apply"), ("ctl-fw import ", "iptables")] {
+        let ask = format!(
+            "{script}\nCOMP_WORDS=({words} ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+             case '{words}' in *--) unset 'COMP_WORDS[COMP_CWORD]'; COMP_CWORD=$((COMP_CWORD - 1));; esac\n\
+             _ctl__fw ctl-fw \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let Ok(output) = Command::new("bash").args(["--norc", "-c", &ask]).output() else { return };
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.split_whitespace().any(|word| word == wanted), "{words}: {output:?}");
+    }
+}
+
+#[test]
 fn all_is_written() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).unwrap();

@@ -554,6 +554,9 @@ pub struct Draft {
     negation: Option<usize>,
 }
 
+/// Options that take a value and make no match.
+const DRAFT_OPTIONS: [&str; 7] = ["-c", "-n", "-v", "-l", "--until", "--comment", "--from"];
+
 impl Draft {
     /// Reads one option of a rule's text: `word`, and its value from `rest`.
     ///
@@ -581,7 +584,10 @@ impl Draft {
         if !negated && let Some(log) = log {
             return set(&mut self.log, log).map_err(fail);
         }
-        let value = rest.next().transpose()?.ok_or_else(|| fail(format!("{option} wants a value")))?;
+        let value = rest.next().transpose()?.ok_or_else(|| {
+            let is_known = DRAFT_OPTIONS.contains(&option) || Match::parse(option, "").is_some();
+            fail(if is_known { format!("{option} wants a value") } else { format!("unknown option {option:?}") })
+        })?;
         let at_value = |message: String| RuleError { column: value.column, message };
         let value = value.text.as_ref();
         if let Some(predicate) = Predicate::parse(negated, option, value) {

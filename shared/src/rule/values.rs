@@ -294,7 +294,13 @@ impl FromStr for Unit {
         if text.is_empty() || text.len() > 255 || !text.chars().all(is_name) {
             return Err(format!("{text:?} is no unit of systemd: nginx.service, user-1000.slice"));
         }
-        let has_ending = [".service", ".scope", ".slice"].iter().any(|ending| text.ends_with(ending));
+        // systemd.unit(5). Processes belong to the first six.
+        let without = [".target", ".timer", ".path", ".device", ".automount"];
+        if without.iter().any(|ending| text.ends_with(ending)) {
+            return Err(format!("{text:?} has no processes: a service, scope, slice, socket, mount or swap has"));
+        }
+        let with = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+        let has_ending = with.iter().any(|ending| text.ends_with(ending));
         Ok(Unit(if has_ending { text.into() } else { format!("{text}.service") }))
     }
 }

@@ -66,6 +66,10 @@ impl ImportCommand {
         let bytes = read_file(&args.file)?;
         let name = shown(&args.file);
         let text = String::from_utf8_lossy(&bytes);
+        if !text.lines().any(|line| line.trim_end() == "*filter") {
+            let name = name.display();
+            return Err(Trouble::Other(format!("{name} has no filter table: is it what iptables-save wrote?")));
+        }
         let imported = iptables::import(&text, &namespace::absolute(&args.namespace)?);
         if session.style.json && !args.apply {
             let Imported { document, left_out, notes } = imported;

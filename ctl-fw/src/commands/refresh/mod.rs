@@ -160,26 +160,33 @@ impl RefreshArgs {
         updated: usize,
         session: &mut Session<'_, '_>,
     ) -> Result<(), Trouble> {
+        let style = session.style;
+        if !style.json {
+            for Lost { label, why } in lost {
+                session.say(&format!("note: {}: {why}", plain(&label.to_string())));
+            }
+        }
         if self.quiet {
             return Ok(());
         }
-        let style = session.style;
         if style.json {
             session.json(&serde_json::json!({ "changed": stale, "lost": lost, "dry_run": self.dry_run }))?;
             return Ok(());
         }
-        for Lost { label, why } in lost {
-            session.say(&format!("note: {}: {why}", plain(&label.to_string())));
-        }
         if stale.is_empty() {
-            writeln!(session.out(), "every labelled file is as its rules have it")?;
+            let which = if lost.is_empty() { "every labelled file is" } else { "all other labelled files are" };
+            writeln!(session.out(), "{which} as the rules have it")?;
             return Ok(());
         }
         let rows: Vec<_> = stale.iter().map(|stale| row(stale, style)).collect();
         table(session.out(), ["RULE", "FILE", "WAS", "IS", "DPKG"], &rows, "><<<<", style)?;
         let what = if self.dry_run { "would update" } else { "updated" };
         writeln!(session.out(), "{what} {} of {}", updated, count(stale.len(), "digest"))?;
-        if stale.iter().any(|stale| !stale.update) {
+        let is_left = |stale: &&Stale| !stale.update;
+        if stale.iter().filter(is_left).any(|stale| stale.record == Record::Unknown) {
+            session.say("note: what is of no package is not updated with --dpkg");
+        }
+        if stale.iter().filter(is_left).any(|stale| stale.record != Record::Unknown) {
             session.say("note: what dpkg's record contradicts is updated with --force only");
         }
         Ok(())
