@@ -105,13 +105,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, console: &mut Console<
     match done {
         Ok(exit) => exit,
         Err(trouble) if trouble.is_broken_pipe() => Exit::Done,
-        Err(Trouble::Missing(message)) => {
-            session.say(&message);
-            Exit::Negative
-        }
         Err(trouble) => {
-            session.say(&format!("error: {trouble}"));
-            Exit::Error
+            let is_no = matches!(trouble, Trouble::Missing(_));
+            let message = match () {
+                () if session.style.json => {
+                    let (kind, message) = (trouble.token(), trouble.to_string());
+                    serde_json::json!({ "error": { "kind": kind, "message": message } }).to_string()
+                }
+                () if is_no => trouble.to_string(),
+                () => format!("error: {trouble}"),
+            };
+            session.say(&message);
+            if is_no { Exit::Negative } else { Exit::Error }
         }
     }
 }

@@ -107,11 +107,34 @@ impl Cell {
 
 /// Blanks between columns.
 const GAP: usize = 2;
-/// The last column gets at least so many columns of a terminal, however narrow that is.
+/// Where the last column would get fewer columns of a terminal, it stands below the others.
 const LEAST: usize = 24;
+/// How far it is indented then.
+const BELOW: usize = 4;
+/// No column is made narrower.
+const NARROW: usize = 6;
+
+/// Makes the widest columns narrower until all fit side by side.
+fn squeeze(widths: &mut [usize], room: usize) {
+    while widths.iter().map(|width| width + GAP).sum::<usize>() > room + GAP {
+        match widths.iter_mut().filter(|width| **width > NARROW).max() {
+            Some(widest) => *widest -= 1,
+            None => return,
+        }
+    }
+}
+
+/// What of a text fits.
+fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.into();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
+}
 
 /// Writes rows below their headers, in columns as wide as their widest cell. `align` has `<` or `>` for each; the last column
-/// is not filled up, and on a terminal goes on below itself where it is too long.
+/// is not filled up. On a terminal it goes on below itself where it is too long, or stands below the others where there is no
+/// room beside them.
 pub(crate) fn table<const N: usize>(
     out: &mut dyn Write,
     headers: [&str; N],
@@ -125,21 +148,32 @@ pub(crate) fn table<const N: usize>(
             *width = cell.width().max(*width);
         }
     }
-    let indent: usize = widths[..N - 1].iter().map(|width| width + GAP).sum();
-    let room = style.width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(LEAST));
+    let beside: usize = widths[..N - 1].iter().map(|width| width + GAP).sum();
+    let longest = widths[N - 1];
+    let is_below = style.width.is_some_and(|width| N > 1 && beside + LEAST.min(longest) > width);
+    if let (true, Some(width)) = (is_below, style.width) {
+        squeeze(&mut widths[..N - 1], width);
+    }
+    let indent = if is_below { BELOW } else { beside };
+    let room = style.width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(1));
     let headers = headers.map(|header| Cell::toned(header, Tone::Heading));
     for row in std::iter::once(&headers).chain(rows) {
         let mut line = String::new();
         for ((cell, width), side) in row[..N - 1].iter().zip(widths).zip(align.chars()) {
-            let fill = " ".repeat(width - cell.width());
-            let text = style.paint(cell.tone, &cell.text);
+            let text = shortened(&cell.text, width);
+            let fill = " ".repeat(width - text.chars().count());
+            let text = style.paint(cell.tone, &text);
             line += &if side == '>' { format!("{fill}{text}") } else { format!("{text}{fill}") };
             line += &" ".repeat(GAP);
         }
         let last = &row[N - 1];
+        if is_below {
+            writeln!(out, "{}", std::mem::take(&mut line).trim_end())?;
+            line = " ".repeat(indent);
+        }
         let side = align.chars().last().unwrap_or('<');
         for (index, part) in wrap(&last.text, room).into_iter().enumerate() {
-            let fill = if side == '>' { widths[N - 1].saturating_sub(last.width()) } else { 0 };
+            let fill = if side == '>' && !is_below { widths[N - 1].saturating_sub(last.width()) } else { 0 };
             let start = if index == 0 { std::mem::take(&mut line) } else { " ".repeat(indent) };
             let text = format!("{start}{}{}", " ".repeat(fill), style.paint(last.tone, part));
             writeln!(out, "{}", text.trim_end())?;
@@ -183,6 +217,19 @@ mod tests {
         let mut out = Vec::new();
         table(&mut out, ["N", "TEXT"], &rows, "><", Style::default()).unwrap();
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_table_fits_a_narrow_terminal() {
+        let row = ["1", "netns:a-name-that-is-rather-long", "DROP", "-p tcp --dport 80 -d 192.0.2.0/24 --uid 1000"];
+        for width in [30, 40, 60, 80] {
+            let style = Style { width: Some(width), ..Style::default() };
+            let mut out = Vec::new();
+            table(&mut out, ["ID", "NAMESPACE", "V", "MATCH"], &[row.map(Cell::from)], "><<<", style).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}\n{text}");
+            assert!(row[3].split(' ').all(|word| text.contains(word)), "{text}");
+        }
     }
 
     #[test]

@@ -39,6 +39,19 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
+    /// Its kind, for programs: stable.
+    pub(crate) fn token(&self) -> &'static str {
+        match self {
+            Trouble::Client(_) => "no-answer",
+            Trouble::OtherAnswer => "protocol",
+            Trouble::Missing(_) => "not-found",
+            Trouble::Refused(_) => "refused",
+            Trouble::Namespace(_) | Trouble::Lookup(_) | Trouble::Program(_) | Trouble::Hash(_) => "lookup",
+            Trouble::Read { .. } | Trouble::Write { .. } | Trouble::Output(_) => "io",
+            Trouble::Other(_) => "invalid",
+        }
+    }
+
     /// The reader has seen enough: `ctl-fw -L | head`.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Trouble::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)

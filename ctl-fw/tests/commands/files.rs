@@ -48,6 +48,19 @@ fn a_file_is_looked_up_when_the_rule_is_made() {
 }
 
 #[test]
+fn programs_are_told_of_errors_too() {
+    let error = |line: &str| {
+        let outcome = run(Path::new("/nonexistent"), line);
+        let value: serde_json::Value = serde_json::from_str(&outcome.err).unwrap();
+        assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Error, ""), "{line}");
+        value["error"]["kind"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(error("-L --json"), "no-answer");
+    assert_eq!(error("-A -c OUTPUT -v DROP --exe /nonexistent/x --json"), "lookup");
+    assert_eq!(error("check /nonexistent/x --json"), "io");
+}
+
+#[test]
 fn rules_follow_their_files() {
     let dir = tempfile::tempdir().unwrap();
     let root = fs::canonicalize(dir.path()).unwrap();
