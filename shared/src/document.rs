@@ -352,8 +352,20 @@ impl Read {
     }
 }
 
-/// Reads on after a wrong value, so that the next one is found as well; not after an option that is none, for then nobody
-/// knows what its value is.
+/// Goes on to the next word that looks like an option. False if there is none, or a quote is not closed.
+fn words_left(words: &mut Words<'_>) -> bool {
+    loop {
+        let mut ahead = words.clone();
+        match ahead.next() {
+            Some(Ok(word)) if word.text == "!" || word.text.starts_with('-') => return true,
+            Some(Ok(_)) => *words = ahead,
+            Some(Err(_)) | None => return false,
+        }
+    }
+}
+
+/// Reads on after a wrong value, so that the next one is found as well; after an option that is none, from the next word that
+/// looks like one.
 fn read_rule(mut words: Words<'_>) -> Result<NumberedRule, Vec<RuleError>> {
     let (mut draft, mut id, mut errors) = (Draft::default(), None, Vec::new());
     while let Some(word) = words.next() {
@@ -368,8 +380,11 @@ fn read_rule(mut words: Words<'_>) -> Result<NumberedRule, Vec<RuleError>> {
             })
         });
         if let Err(error) = read {
+            let is_option = words_left(&mut words);
             errors.push(error);
-            return Err(errors);
+            if !is_option {
+                return Err(errors);
+            }
         }
     }
     if !errors.is_empty() {
@@ -503,6 +518,7 @@ set create x ports y
             (13, 36),
             (13, 56),
             (14, 14),
+            (14, 40),
             (15, 24),
         ];
         assert_eq!(places, expected, "{errors:#?}");
