@@ -107,13 +107,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, console: &mut Console<
         Err(trouble) if trouble.is_broken_pipe() => Exit::Done,
         Err(trouble) => {
             let is_no = matches!(trouble, Trouble::Missing(_));
-            let message = match () {
-                () if session.style.json => {
-                    let (kind, message) = (trouble.token(), trouble.to_string());
-                    serde_json::json!({ "error": { "kind": kind, "message": message } }).to_string()
-                }
-                () if is_no => trouble.to_string(),
-                () => format!("error: {trouble}"),
+            let message = if session.style.json {
+                let (kind, message) = (trouble.token(), trouble.to_string());
+                serde_json::json!({ "error": { "kind": kind, "message": message } }).to_string()
+            } else if is_no {
+                trouble.to_string()
+            } else {
+                format!("error: {trouble}")
             };
             session.say(&message);
             if is_no { Exit::Negative } else { Exit::Error }

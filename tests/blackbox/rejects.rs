@@ -77,10 +77,13 @@ fn datagrams_sent_many_at_once_are_an_error_too() -> Result<()> {
     let world = &pair.world;
     world.queue_output()?;
     let _daemon = world.daemon(&[])?;
-    for to in [pair.to4(7), pair.to6(7)] {
+    let (to4, to6) = (pair.to4(7), pair.to6(7));
+    for options in
+        [&["udp", &to4, "--connect"][..], &["udp", &to6, "--connect"], &["udp", &to4, "--v4-on-v6", "--connect"]]
+    {
         let _server = world.udp_echo(7)?;
         let arrived = world.count("udp dport 7")?;
-        let mut evil = pair.start(&pair.evil, &["udp", &to, "--connect"])?;
+        let mut evil = pair.start(&pair.evil, options)?;
         evil.step("segmented 5000 1000")?;
         (0..5).try_for_each(|_| evil.step("recv").map(drop))?;
         // Between these namespaces they need not be cut at all.
@@ -89,7 +92,7 @@ fn datagrams_sent_many_at_once_are_an_error_too() -> Result<()> {
         evil.step("segmented 5000 1000")?;
         // It does not wait for what never comes.
         let told = evil.step("recv").err().map(|error| format!("{error:#}")).unwrap_or_default();
-        ensure!(told.contains("abort"), "{to}: {told:?}");
+        ensure!(told.contains("abort"), "{options:?}: {told:?}");
         pair.silent(&arrived)?;
         pair.no_rules("OUTPUT")?;
     }

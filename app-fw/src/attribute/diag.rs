@@ -138,17 +138,22 @@ impl Diag {
     /// # Errors
     /// There is none (`ENOENT`), or the kernel cannot do it (`CONFIG_INET_DIAG_DESTROY`).
     pub fn destroy(&mut self, protocol: Protocol, tuple: &Tuple) -> io::Result<()> {
+        let ends = |of: &Tuple| (of.local.to_canonical(), of.local_port, of.remote.to_canonical(), of.remote_port);
+        let is_it = |socket: &Socket| socket.state != state::LISTEN && ends(&socket.tuple) == ends(tuple);
         let found = match protocol {
-            Protocol::TCP => self.find(protocol, tuple, 0)?,
+            // The kernel takes the one that listens where there is no other.
+            Protocol::TCP => self.find(protocol, tuple, 0)?.filter(is_it),
             // Of UDP the kernel is asked with both ends the other way round (`udp_dump_one`, "for historical reasons").
             _ => {
                 let mut sockets = Vec::new();
-                self.list(protocol, tuple.local.is_ipv6(), tuple.local_port, u32::MAX, &mut sockets)?;
-                sockets.into_iter().find(|socket| socket.tuple == *tuple)
+                // An IPv6 socket may have IPv4 ends.
+                for v6 in [false, true] {
+                    self.list(protocol, v6, tuple.local_port, state::ALL, &mut sockets)?;
+                }
+                sockets.into_iter().find(is_it)
             }
         };
-        // The kernel takes the one that listens where there is no other.
-        let Some(socket) = found.filter(|socket| socket.state != state::LISTEN && socket.tuple == *tuple) else {
+        let Some(socket) = found else {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));
         };
         let question = Question {
