@@ -6,6 +6,7 @@
 
 #include "maps.h"
 
+#include "cache.h"
 #include "calls.h"
 #include "files.h"
 #include "holders.h"

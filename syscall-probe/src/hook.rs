@@ -46,6 +46,8 @@ pub enum Hook {
     Sent,
     /// A network device changes.
     Links,
+    /// A packet meets iptables, before it is queued.
+    Cache,
 }
 
 /// How a program is attached.
@@ -76,7 +78,7 @@ impl Hook {
     /// must be seen as well, or the count would never fall. The other way round, an end whose start was not seen is
     /// recognised by the missing note and not counted. `RunningTasks` after both: it covers the calls that had begun
     /// before `SysEnter` was there.
-    pub const ALL: [Hook; 20] = [
+    pub const ALL: [Hook; 21] = [
         Hook::Exit,
         Hook::SysExit,
         Hook::SysEnter,
@@ -97,6 +99,7 @@ impl Hook {
         Hook::Senders,
         Hook::Sent,
         Hook::Links,
+        Hook::Cache,
     ];
 
     /// The hook's stable name, as [`fmt::Display`] writes and [`FromStr`] reads it.
@@ -122,6 +125,7 @@ impl Hook {
             Hook::Senders => "senders",
             Hook::Sent => "sent",
             Hook::Links => "links",
+            Hook::Cache => "cache",
         }
     }
 
@@ -151,6 +155,7 @@ impl Hook {
             Hook::Senders => &[(QUEUED, QueueSocket)],
             Hook::Sent => &[("on_sent", Tracepoint("sock_send_length"))],
             Hook::Links => &[(LINK, LinkSocket)],
+            Hook::Cache => &CACHE,
         }
     }
 }
@@ -164,6 +169,13 @@ pub(crate) const ITS_HOLDERS: &str = "dump_holders";
 pub(crate) const MAPPINGS: &str = "dump_mappings";
 pub(crate) const QUEUED: &str = "on_queued";
 pub(crate) const LINK: &str = "on_link";
+/// Those that iptables calls.
+pub(crate) const CACHE: [(&str, Place); 4] = [
+    ("accept_output", Place::OnDemand),
+    ("drop_output", Place::OnDemand),
+    ("accept_input", Place::OnDemand),
+    ("drop_input", Place::OnDemand),
+];
 
 impl fmt::Display for Hook {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
