@@ -141,6 +141,10 @@ pub struct Args {
     #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::On)]
     pub kernel_cache: Switch,
 
+    /// Directory of a bpffs for the programs of the verdict cache; iptables -m bpf --object-pinned finds them there
+    #[arg(long, value_name = "DIR")]
+    pub pins: Option<PathBuf>,
+
     /// Has no effect: io_uring is not used
     #[arg(long, value_name = "N", hide = true)]
     pub ring_depth: Option<u64>,

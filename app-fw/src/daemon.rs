@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use syscall_probe::{DecodeError, Event, EventKind, Events, Options, Probe};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Args, SigType};
+use crate::args::{Args, SigType, Switch};
 use crate::attribute::census::Census;
 use crate::bypass::Bypass;
 use crate::clock::Clock;
@@ -24,6 +25,7 @@ use crate::explain::Explainer;
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
+use crate::kernel_cache::{self, KernelCache};
 use crate::learn::Recorder;
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
@@ -105,6 +107,9 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     report.sentences().iter().for_each(|sentence| tracing::warn!("{sentence}"));
     // Before any thread starts: see Queue::bind.
     let queues = bind_queues(args, signatures.as_deref())?;
+    if let (Ok(probe), Some(directory), Switch::On) = (&mut probe, &args.pins, args.kernel_cache) {
+        pin(probe, directory).unwrap_or_else(|error| tracing::warn!("no verdict cache in the kernel: {error}"));
+    }
     if let Ok(probe) = &mut probe {
         let watched = queues.iter().try_for_each(|(_, queue)| probe.watch_queue(queue.socket()));
         watched.unwrap_or_else(|error| tracing::warn!("{error}"));
@@ -117,6 +122,12 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     let started = start(args, store, signatures, probe.as_ref().ok(), chronicle, report, queues)?;
     let served = serve(args, &started, events);
     served.and(started.stop())
+}
+
+/// Puts the programs of the verdict cache where iptables finds them.
+fn pin(probe: &mut Probe, directory: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    probe.pin_cache(directory)
 }
 
 fn load_probe(args: &Args) -> Result<Probe, String> {
@@ -174,6 +185,7 @@ fn bind_queues(args: &Args, signatures: Option<&Signatures>) -> Result<Vec<(Chai
 /// The running parts.
 struct Started {
     office: Arc<Office>,
+    kernel: Option<Arc<KernelCache>>,
     namespaces: Arc<ArcSwap<Namespaces>>,
     chronicle: Option<Arc<Chronicle>>,
     investigators: Investigators,
@@ -202,6 +214,9 @@ fn start(
     let digests = store.digests()?;
     let (store, hub) = (Arc::new(Mutex::new(store)), Arc::new(Hub::default()));
     let registrar = Arc::new(Registrar::new(store.clone(), namespaces.clone(), defaults, hub.clone())?);
+    let kernel = probe.filter(|_| args.kernel_cache == Switch::On).and_then(Probe::cache);
+    let kernel = kernel.map(|cache| Arc::new(KernelCache::new(cache)));
+    kernel.iter().for_each(|kernel| registrar.keep_kernel_true(kernel.clone()));
     let rules = registrar.in_force();
     let (fresh, to_keep) = bounded(FRESH_DIGESTS);
     let digests = Arc::new(Digests::new(digests, fresh));
@@ -227,8 +242,17 @@ fn start(
     let envoy = Envoy::start().map_err(system("starting a thread"))?;
     let audit = args.audit.then(Recorder::start).transpose().map_err(system("starting a thread"))?;
     let records = audit.as_ref().map(Recorder::records);
-    let crew =
-        Crew { args, means: &means, probe, rules: &rules, signatures, investigators: &investigators, envoy, audit };
+    let crew = Crew {
+        args,
+        means: &means,
+        probe,
+        rules: &rules,
+        signatures,
+        investigators: &investigators,
+        envoy,
+        audit,
+        kernel: kernel.clone(),
+    };
     for (chain, queue) in queues {
         let mut counters = Vec::new();
         for _ in 0..crew.workers_for(chain) {
@@ -257,6 +281,7 @@ fn start(
     let failures = tokio::sync::Mutex::new(failures);
     Ok(Started {
         office,
+        kernel,
         namespaces,
         chronicle,
         investigators,
@@ -281,6 +306,7 @@ struct Crew<'a> {
     investigators: &'a Investigators,
     envoy: Envoy,
     audit: Option<Recorder>,
+    kernel: Option<Arc<KernelCache>>,
 }
 
 /// More workers on one queue get into each other's way.
@@ -320,6 +346,11 @@ impl Crew<'_> {
                 (false, true) => Retention::Objects,
                 (false, false) => Retention::Nothing,
             },
+            // A packet that is accepted in the kernel is neither signed nor validated, nor recorded.
+            kernel: self
+                .kernel
+                .clone()
+                .filter(|_| self.audit.is_none() && !whole_packets(chain, self.signatures.as_deref())),
             as_made: !whole_packets(chain, self.signatures.as_deref()),
         };
         let whole = whole_packets(chain, self.signatures.as_deref());
@@ -423,7 +454,8 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 failed = failures.recv() => failure = failed,
-                () = watch_names(&started.namespaces) => {}
+                () = watch_names(&started.namespaces, started.kernel.as_deref()) => {}
+                () = keep_alive(started.kernel.as_deref()) => {}
                 () = watch_processes(events, started) => {}
                 () = keep_chronicle(started) => {}
                 () = keep_time(started.office.registrar.clone()) => {}
@@ -449,8 +481,19 @@ async fn keep_counters(registrar: &Arc<Registrar>) {
     }
 }
 
+/// Lets the kernel know that the daemon is alive.
+async fn keep_alive(kernel: Option<&KernelCache>) {
+    let Some(kernel) = kernel else { return std::future::pending().await };
+    let mut beat = tokio::time::interval(kernel_cache::HEARTBEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        kernel.renew();
+    }
+}
+
 /// Takes note of namespaces that get or lose a name: `ip netns` mounts and unmounts.
-async fn watch_names(namespaces: &ArcSwap<Namespaces>) {
+async fn watch_names(namespaces: &ArcSwap<Namespaces>, kernel: Option<&KernelCache>) {
     let mounts = std::fs::File::open("/proc/self/mountinfo")
         .and_then(|file| watch(file.into(), Interest::PRIORITY | Interest::ERROR));
     let mounts = match mounts {
@@ -463,6 +506,7 @@ async fn watch_names(namespaces: &ArcSwap<Namespaces>) {
     loop {
         if let Some(again) = namespaces.load().look_again() {
             namespaces.store(Arc::new(again));
+            kernel.into_iter().for_each(KernelCache::forget_all);
         }
         match mounts.ready(Interest::PRIORITY | Interest::ERROR).await {
             Ok(mut ready) => ready.clear_ready(),

@@ -24,6 +24,7 @@ pub mod explain;
 pub mod image;
 pub mod investigate;
 pub mod journal;
+pub mod kernel_cache;
 pub mod learn;
 pub mod matcher;
 pub mod namespaces;

@@ -5,6 +5,7 @@
 //! derived from, and used for the next packet of its flow only while all of that is unchanged.
 
 mod identity;
+mod lending;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::devices::Devices;
 pub use crate::devices::Interfaces;
 use crate::image::{ControlGroups, Image, Process, Retention};
 use crate::investigate::{Finding, Found, Key, Question};
+use crate::kernel_cache::KernelCache;
 use crate::matcher::{Facts, Judgement, Outcome, Ruleset, View};
 use crate::namespaces::links::Beyond;
 use crate::namespaces::{Namespace, NamespaceId, Namespaces};
@@ -291,6 +293,8 @@ pub struct Surroundings {
     pub control_groups: Option<ControlGroups>,
     /// What becomes of objects that are no longer mapped.
     pub retention: Retention,
+    /// Answers that the kernel may use.
+    pub kernel: Option<Arc<KernelCache>>,
     /// Packets come as they were made: their checksums are missing where the device is to fill them in.
     pub as_made: bool,
 }

@@ -310,7 +310,10 @@ impl Worker {
             return self.settle(&arrived, queued.payload, &answer, now);
         }
         match self.pipeline.decide(&arrived, tell, patience) {
-            Decision::Judged(answer) => self.settle(&arrived, queued.payload, &answer, now),
+            Decision::Judged(answer) => {
+                self.settle(&arrived, queued.payload, &answer, now);
+                self.pipeline.lend(&arrived, &answer, tell);
+            }
             Decision::Wait(question) => {
                 let bytes = queued.payload.into();
                 let waits_for = question.key();
@@ -384,6 +387,7 @@ impl Worker {
         match self.pipeline.decide(&parked.arrived, tell, patience) {
             Decision::Judged(answer) => {
                 self.settle(&parked.arrived, &parked.bytes, &answer, now);
+                self.pipeline.lend(&parked.arrived, &answer, tell);
             }
             Decision::Wait(question) => {
                 parked.waits_for = question.key();

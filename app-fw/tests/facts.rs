@@ -94,6 +94,7 @@ impl Lab {
             census: means.census.clone(),
             control_groups: ControlGroups::find(),
             retention: Retention::Nothing,
+            kernel: None,
             as_made: true,
         });
         let (mailbox, findings, _wake) = Mailbox::new()?;

@@ -55,8 +55,9 @@ struct answer {
 	u32 uid;
 	u32 gid;
 	u32 counter; /* index in cache_counters */
+	u64 expires; /* CLOCK_MONOTONIC, ns; 0: never */
 };
-_Static_assert(sizeof(struct answer) == 120, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct answer) == 128, "mirrored in src/layout.rs");
 
 /* Written by the daemon. */
 struct cache_control {
@@ -335,12 +336,12 @@ static __always_inline int judged(struct __sk_buff *ctx, u8 chain, u32 verdict)
 	const volatile struct cache_control *control = bpf_map_lookup_elem(&cache_control, &zero);
 	struct cache_counts *counts = bpf_map_lookup_elem(&cache_counts, &which);
 	int miss = MISS_UNKNOWN;
-	u64 epoch;
+	u64 epoch, now = bpf_ktime_get_ns();
 
 	if (!control || !counts)
 		return 0;
 	epoch = control->epoch;
-	if (bpf_ktime_get_ns() >= control->lease) {
+	if (now >= control->lease) {
 		miss = MISS_LEASE;
 		goto missed;
 	}
@@ -364,6 +365,8 @@ static __always_inline int judged(struct __sk_buff *ctx, u8 chain, u32 verdict)
 		sequence = answer->sequence;
 		if (sequence & 1 || answer->verdict == 0 || !same(&key, &answer->key))
 			continue;
+		if (answer->expires && now >= answer->expires)
+			break;
 		if (answer->verdict != verdict)
 			return 0;
 		index = answer->counter;
@@ -384,6 +387,16 @@ missed:
 	if (verdict == ACCEPTED && miss >= 0 && miss < MISSES)
 		__sync_fetch_and_add(&counts->misses[miss], 1);
 	return 0;
+}
+
+/* The daemon has ended: nobody keeps the answers true any more. */
+static __always_inline void end_cache(u32 tgid)
+{
+	u32 zero = 0;
+	struct cache_control *control = bpf_map_lookup_elem(&cache_control, &zero);
+
+	if (control && control->daemon == tgid)
+		control->lease = 0;
 }
 
 SEC("socket")

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include "cache.h"
 #include "calls.h"
 
 /* What made an image unreliable was of the former address space. */
@@ -128,6 +129,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	}
 	if (task->signal->live.counter > 0)
 		return 0;
+	end_cache(task->tgid);
 	move_process(task->tgid);
 	forget_distrust(task);
 	tell_change(CHANGE_END, task, 0);

@@ -81,6 +81,54 @@ pub(crate) struct SenderSlot {
 
 const _: () = assert!(size_of::<SenderSlot>() == 80);
 
+/// Answers that the kernel has room for.
+pub(crate) const CACHE_SLOTS: usize = 131_072;
+/// Answers in a bucket.
+pub(crate) const CACHE_WAYS: usize = 4;
+/// Counters of packets that found answers.
+pub(crate) const CACHE_COUNTERS: usize = 65_536;
+/// Words of a `struct flow_key`.
+pub(crate) const ANSWER_KEY: usize = 6;
+/// Words of a `struct answer` after `sequence`.
+pub(crate) const ANSWER_WORDS: usize = 15;
+
+/// `struct answer`.
+#[repr(C)]
+pub(crate) struct AnswerSlot {
+    pub(crate) sequence: AtomicU64,
+    pub(crate) words: [AtomicU64; ANSWER_WORDS],
+}
+
+/// `struct cache_control`.
+#[repr(C)]
+pub(crate) struct CacheControl {
+    pub(crate) epoch: AtomicU64,
+    pub(crate) lease: AtomicU64,
+    pub(crate) secret: AtomicU64,
+    pub(crate) daemon: AtomicU32,
+    padding: AtomicU32,
+}
+
+/// `struct cache_counter`.
+#[repr(C)]
+pub(crate) struct CacheCounter {
+    pub(crate) packets: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+}
+
+/// `struct cache_counts`.
+#[repr(C)]
+pub(crate) struct CacheCounts {
+    pub(crate) accepted: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) misses: [AtomicU64; 8],
+}
+
+const _: () = assert!(size_of::<AnswerSlot>() == 128);
+const _: () = assert!(size_of::<CacheControl>() == 32);
+const _: () = assert!(size_of::<CacheCounter>() == 16);
+const _: () = assert!(size_of::<CacheCounts>() == 80);
+
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]
 pub(crate) struct ConnectionSlot {

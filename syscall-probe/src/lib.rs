@@ -26,6 +26,7 @@
 //!
 //! README.md of this crate says for each hook why it is there.
 
+mod cache;
 mod cgroup;
 mod error;
 mod events;
@@ -38,6 +39,7 @@ mod probe;
 mod sockets;
 mod sys;
 
+pub use cache::{Basis, Cache, CacheCount, CachedChain, CachedFlow, CachedVerdict, LEASE, MISSES, Stamp};
 pub use error::LoadError;
 pub use events::{Changes, Events};
 pub use generations::{Exact, FileWatch, Generation, Generations};

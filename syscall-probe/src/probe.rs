@@ -2,25 +2,29 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::links::CgroupAttachMode;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 
+use crate::cache::{Cache, CachedChain};
 use crate::error::describe;
 use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, OfOneSocket, read_some};
 use crate::hook::{
-    ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, LINK, MAPPINGS, Place, QUEUED, RUNNING_TASKS,
+    ALL_SOCKETS, BYPASS_SOCKETS, CACHE, FIND_SOCKET, ITS_HOLDERS, LINK, MAPPINGS, Place, QUEUED, RUNNING_TASKS,
 };
-use crate::layout::{CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS};
+use crate::layout::{
+    CACHE_COUNTERS, CACHE_SLOTS, CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS,
+};
 use crate::mappings::Mappings;
 use crate::sockets::{OlderSocket, SocketTable, older_sockets};
 use crate::sys::{self, Access, SharedArray, SharedWithKernel};
@@ -49,6 +53,7 @@ pub struct Probe {
     mappings: Option<Mappings>,
     events: Option<Events>,
     changes: Option<Changes>,
+    cache: Option<Arc<Cache>>,
     missing: Vec<(Hook, String)>,
     /// Where changes of network devices are heard of.
     _links: Option<OwnedFd>,
@@ -104,11 +109,13 @@ impl Probe {
             Shared { processes, ports, connections, senders, files, wide, exact, detached: AtomicBool::new(false) };
         let shared = Arc::new(shared);
         let generations = Generations::new(Arc::clone(&shared));
+        let cache =
+            missing.iter().all(|(hook, _)| *hook != Hook::Cache).then(|| cache(&programs, &shared)).transpose()?;
         let older = holders.as_ref().filter(|_| exact.processes).map(|holders| older_sockets(&generations, holders));
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
-        Ok(Probe { shared, sockets, holders, mappings, events, changes, missing, _links: links, programs })
+        Ok(Probe { shared, sockets, holders, mappings, events, changes, cache, missing, _links: links, programs })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.
@@ -134,6 +141,32 @@ impl Probe {
     /// The lister of mappings; `None` without [`Hook::Mappings`].
     pub fn mappings(&self) -> Option<Mappings> {
         self.mappings.clone()
+    }
+
+    /// The verdicts that stay in the kernel; `None` without [`Hook::Cache`].
+    pub fn cache(&self) -> Option<Arc<Cache>> {
+        self.cache.clone()
+    }
+
+    /// Puts the programs that iptables calls into a directory of a bpffs, as `accept-output`, `drop-output` and so on. What stands
+    /// there by these names is replaced.
+    ///
+    /// # Errors
+    ///
+    /// It is no such directory; a sentence for the operator.
+    pub fn pin_cache(&mut self, directory: &Path) -> Result<(), String> {
+        for (name, _) in CACHE {
+            let path = directory.join(name.replace('_', "-"));
+            let fail = |reason: String| format!("cannot pin {}: {reason}", path.display());
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(fail(error.to_string()));
+            }
+            let program = self.programs.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+            program.pin(&path).map_err(|error| fail(error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Has [`Generations::sender`] know the packets of the queue that this netlink socket serves, until the socket is
@@ -166,6 +199,9 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
+        if let Some(cache) = &self.cache {
+            cache.end();
+        }
         // Before the programs go: from here on generations stand still whatever happens, and nobody may believe them.
         self.shared.detached.store(true, Ordering::SeqCst);
     }
@@ -175,6 +211,19 @@ impl fmt::Debug for Probe {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Probe").field("missing", &self.missing).finish_non_exhaustive()
     }
+}
+
+fn cache(programs: &Ebpf, shared: &Arc<Shared>) -> Result<Arc<Cache>, LoadError> {
+    let cache = Cache {
+        answers: shared_array(programs, "answers", CACHE_SLOTS, Access::ReadWrite)?,
+        control: shared_array(programs, "cache_control", 1, Access::ReadWrite)?,
+        counters: shared_array(programs, "cache_counters", CACHE_COUNTERS, Access::ReadWrite)?,
+        counts: shared_array(programs, "cache_counts", CachedChain::ALL.len(), Access::Read)?,
+        shared: Arc::clone(shared),
+        turn: AtomicU64::new(0),
+    };
+    cache.begin(RandomState::new().hash_one(std::process::id()));
+    Ok(Arc::new(cache))
 }
 
 /// The map of this name, if it is laid out as this version expects. In an object file from elsewhere it may not be.

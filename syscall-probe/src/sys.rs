@@ -7,7 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use crate::layout::{ConnectionSlot, FileSlot, ProcessSlot, SenderSlot, Wide};
+use crate::layout::{
+    AnswerSlot, CacheControl, CacheCounter, CacheCounts, ConnectionSlot, FileSlot, ProcessSlot, SenderSlot, Wide,
+};
 
 /// A value that may be looked at while the kernel changes it.
 ///
@@ -28,6 +30,14 @@ unsafe impl SharedWithKernel for SenderSlot {}
 unsafe impl SharedWithKernel for FileSlot {}
 // SAFETY: as above.
 unsafe impl SharedWithKernel for Wide {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for AnswerSlot {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for CacheControl {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for CacheCounter {}
+// SAFETY: as above.
+unsafe impl SharedWithKernel for CacheCounts {}
 
 /// What the daemon may do with a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +86,7 @@ impl<T: SharedWithKernel> Deref for SharedArray<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: `start` is page-aligned and maps `entries` values until drop; `T` is atomics alone, so the kernel's
         // stores race with none of our accesses and every bit pattern is valid. Stores through a read-only mapping
-        // fault; only file slots are stored to.
+        // fault; only file slots and the cache are stored to.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.entries) }
     }
 }
@@ -92,6 +102,14 @@ impl<T> Drop for SharedArray<T> {
 unsafe impl<T: SharedWithKernel> Send for SharedArray<T> {}
 // SAFETY: as above.
 unsafe impl<T: SharedWithKernel> Sync for SharedArray<T> {}
+
+/// CLOCK_MONOTONIC, nanoseconds.
+pub(crate) fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
 
 /// A netlink socket that is told of changes of network devices in the namespace of the calling thread.
 ///

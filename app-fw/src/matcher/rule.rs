@@ -76,9 +76,17 @@ pub struct RuleState {
     pub bytes: AtomicU64,
     /// `--limit`: when the next packet would come if they came evenly, nanoseconds by the daemon's clock.
     next: AtomicU64,
+    /// Where packets are counted that are judged elsewhere, if any were.
+    pub elsewhere: OnceLock<u32>,
 }
 
 impl RuleState {
+    /// Counts packets that were judged elsewhere.
+    pub fn count_many(&self, packets: u64, bytes: u64) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Counts a packet of so many bytes.
     pub fn count(&self, bytes: u32) {
         self.packets.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! answered. Whatever can fail fails before the commit, and then nothing has changed.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::{Timestamp, ToSpan};
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::book::{Book, Changing, Delta, Outcome};
 use crate::control::{Caller, Hub};
+use crate::kernel_cache::KernelCache;
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
 use crate::store::{Author, Checkpointer, MAX_REVISIONS, Store, StoreError};
@@ -48,6 +49,7 @@ pub struct Registrar {
     namespaces: Arc<ArcSwap<Namespaces>>,
     defaults: Defaults,
     hub: Arc<Hub>,
+    kernel: OnceLock<Arc<KernelCache>>,
     /// Something was changed: the clock may be of interest at another time.
     pub(super) changed: Notify,
     /// The rules should be filed anew, what was in force before be freed, or the store's log be brought into the database.
@@ -97,9 +99,16 @@ impl Registrar {
             namespaces,
             defaults,
             hub,
+            kernel: OnceLock::new(),
             changed: Notify::new(),
             worn: Notify::new(),
         })
+    }
+
+    /// Has answers that the kernel uses be forgotten with each change from now on.
+    pub fn keep_kernel_true(&self, kernel: Arc<KernelCache>) {
+        // Once, before any change.
+        drop(self.kernel.set(kernel));
     }
 
     /// The rules in force, now and later.
@@ -265,6 +274,9 @@ impl Registrar {
         let is_worn = ruleset.is_worn();
         desk.logged += delta.rules.len().max(1);
         desk.retired.push_back((self.rules.swap(Arc::new(ruleset)), delta));
+        if let Some(kernel) = self.kernel.get() {
+            kernel.forget_all();
+        }
         if is_worn || desk.retired.len() > RETIRED || desk.logged >= LOGGED {
             self.worn.notify_one();
         }
@@ -363,6 +375,7 @@ impl Registrar {
     /// Stores what rules have counted.
     pub fn save_counters(&self) {
         self.free(0);
+        self.collect();
         let desk = lock(&self.desk);
         let fresh: Vec<_> = desk
             .book
@@ -377,6 +390,13 @@ impl Registrar {
         }
     }
 
+    /// Adds to what rules have counted what the kernel has counted for them.
+    fn collect(&self) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.collect();
+        }
+    }
+
     /// Rules, policies and sets.
     ///
     /// # Errors
@@ -386,6 +406,7 @@ impl Registrar {
         if let Some(namespace) = &mut namespace {
             resolve::selector(namespace, &namespaces)?;
         }
+        self.collect();
         let extract = Extract::new(&lock(&self.desk).book, chain, namespace.as_ref(), self.defaults);
         Ok(extract.listing(Lister::new(namespaces)))
     }

@@ -1,0 +1,106 @@
+//! Answers that the kernel may use without asking: where they are kept, who keeps them true, and what their rules count.
+
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::time::Duration;
+
+use syscall_probe::{Cache, CacheCount, CachedChain, CachedVerdict, Stamp};
+
+use crate::matcher::RuleState;
+
+/// How often the kernel is told that the daemon is alive.
+pub const HEARTBEAT: Duration = Duration::from_millis(125);
+
+/// How long packets are dropped before one is judged, and told of, again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The answers of one daemon.
+#[derive(Debug)]
+pub struct KernelCache {
+    cache: Arc<Cache>,
+    counted: Mutex<Counted>,
+}
+
+/// Which rule a counter is for.
+#[derive(Debug, Default)]
+struct Counted {
+    /// By index, from 1.
+    rules: Vec<Weak<RuleState>>,
+    /// Of rules that are gone.
+    free: Vec<u32>,
+}
+
+impl KernelCache {
+    /// Answers that hold from the first [`KernelCache::renew`] on.
+    pub fn new(cache: Arc<Cache>) -> KernelCache {
+        KernelCache { cache, counted: Mutex::default() }
+    }
+
+    /// The daemon is alive.
+    pub fn renew(&self) {
+        self.cache.renew();
+    }
+
+    /// To be called after something was changed that answers are derived from, before that is told to anybody.
+    pub fn forget_all(&self) {
+        self.cache.forget_all();
+    }
+
+    /// See [`Cache`].
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Stores an answer that was found to hold after the stamp was taken.
+    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, rule: Option<&Arc<RuleState>>) {
+        let Some(counter) = rule.map_or(Some(0), |rule| self.counter(rule)) else { return };
+        let life = (verdict == CachedVerdict::Drop).then_some(QUIET);
+        self.cache.put(stamp, verdict, counter, life);
+    }
+
+    /// The counter of a rule. `None`: there is none left, or somebody else is being given one, for whom no packet waits.
+    fn counter(&self, rule: &Arc<RuleState>) -> Option<u32> {
+        if let Some(counter) = rule.elsewhere.get() {
+            return Some(*counter);
+        }
+        let mut counted = match self.counted.try_lock() {
+            Ok(counted) => counted,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let counter = match counted.free.pop() {
+            Some(counter) => {
+                counted.rules[counter as usize - 1] = Arc::downgrade(rule);
+                counter
+            }
+            None => {
+                let counter = counted.rules.len() as u32 + 1;
+                if counter >= self.cache.counters() {
+                    return None;
+                }
+                counted.rules.push(Arc::downgrade(rule));
+                counter
+            }
+        };
+        Some(*rule.elsewhere.get_or_init(|| counter))
+    }
+
+    /// Adds to the rules what the kernel has counted for them since.
+    pub fn collect(&self) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Counted { rules, free } = &mut *counted;
+        free.clear();
+        for (counter, rule) in (1..).zip(rules.iter()) {
+            let (packets, bytes) = self.cache.take_counter(counter);
+            match rule.upgrade() {
+                Some(rule) if packets > 0 => rule.count_many(packets, bytes),
+                Some(_) => {}
+                None => free.push(counter),
+            }
+        }
+    }
+
+    /// What packets of a chain found so far.
+    pub fn count(&self, chain: CachedChain) -> CacheCount {
+        self.cache.count(chain)
+    }
+}
