@@ -50,11 +50,11 @@ impl KernelCache {
         &self.cache
     }
 
-    /// Stores an answer that was found to hold after the stamp was taken.
-    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, rule: Option<&Arc<RuleState>>) {
-        let Some(counter) = rule.map_or(Some(0), |rule| self.counter(rule)) else { return };
+    /// Stores an answer that was found to hold after the stamp was taken. False if it could not, or the answer was there already.
+    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, rule: Option<&Arc<RuleState>>) -> bool {
+        let Some(counter) = rule.map_or(Some(0), |rule| self.counter(rule)) else { return false };
         let life = (verdict == CachedVerdict::Drop).then_some(QUIET);
-        self.cache.put(stamp, verdict, counter, life);
+        self.cache.put(stamp, verdict, counter, life)
     }
 
     /// The counter of a rule. `None`: there is none left, or somebody else is being given one, for whom no packet waits.

@@ -50,6 +50,8 @@ pub struct Arrived {
     pub place: Place,
     /// The devices that it passes.
     pub interfaces: Interfaces,
+    /// Indexes of the devices by which it came, a port of a bridge rather than the bridge, and by which it goes; 0 if none.
+    pub devices: (u32, u32),
     /// Its layer-4 checksum is left to the device.
     pub checksum_missing: bool,
     /// The process that was running when it was queued, if that is known.
@@ -103,6 +105,7 @@ impl Arrived {
             uid: queued.uid,
             place,
             interfaces,
+            devices: (first_of(queued.physindev, queued.indev), queued.outdev),
             checksum_missing: queued.checksum_missing,
             segmented: queued.segmented,
             ran,

@@ -80,6 +80,17 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         set.entries[way].as_mut().map(|(_, value)| value)
     }
 
+    /// Looks at an entry, which does not count as use.
+    pub fn peek<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let (set, tag) = self.place(key);
+        let set = self.sets[set].as_ref()?;
+        set.entries[set.find(tag, key)?].as_ref().map(|(_, value)| value)
+    }
+
     /// Puts an entry in the place of any older one.
     pub fn put(&mut self, key: K, value: V) {
         let (set, tag) = self.place(&key);

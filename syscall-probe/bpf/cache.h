@@ -8,7 +8,7 @@
  */
 #pragma once
 
-#include "datagrams.h"
+#include "sockets.h"
 #include "maps.h"
 
 #define CACHE_SLOTS 131072 /* answers, in buckets */
@@ -17,13 +17,31 @@
 
 #define OUTPUT 0
 #define INPUT 1
+#define FORWARD 2
+#define CHAINS 3
 
 #define ACCEPTED 1
 #define DROPPED 2
 
-/* Who is asked beside the flow. */
-#define OF_OWNER 1u  /* the process slot of `owner` must stand still */
-#define OF_SENDER 2u /* a system call of `owner` sends the packet */
+/* What an answer is an answer for, the widest first. `struct flow_key` holds what it names, and nothing else. */
+enum kind {
+	ANY_PACKET, /* of the chain and the protocol */
+	OF_MAKER,   /* of sockets that one process made, and that nobody else can hold; the process is in source[0] */
+	OF_MAKER_TO, /* likewise, to one destination */
+	TO,	    /* to one destination, whoever sends */
+	OF_FLOW,
+	KINDS,
+};
+
+/* What has to stand still beside the machine. */
+#define ON_OWNERS 1u /* the port at our end, and the process slots of the owners */
+#define ON_MAKER 2u  /* the process slot of the owner, but for what it holds: its sockets tell that */
+#define ON_SENDER 4u /* a system call of the owner sends the packet */
+#define ON_CENSUS 8u /* no raw socket comes or goes */
+#define OTHERS_SHIFT 8 /* how many owners there are beside the first */
+#define OTHERS 4u
+
+#define TICK 10000000ull /* ns */
 
 /* All numbers in host order, but addresses. An IPv4 address is in the first word. */
 struct flow_key {
@@ -34,8 +52,8 @@ struct flow_key {
 	u8 protocol;
 	u8 version; /* of IP: 4 or 6 */
 	u8 chain;
-	u8 padding;
-	u32 in_device; /* 0: it came in by none */
+	u8 kind;
+	u32 in_device; /* 0: it came in by none. A port of a bridge rather than the bridge */
 	u32 out_device;
 };
 _Static_assert(sizeof(struct flow_key) == 48, "mirrored in src/layout.rs");
@@ -45,15 +63,20 @@ struct answer {
 	u64 sequence; /* odd: it is being written */
 	struct flow_key key;
 	u32 verdict; /* 0: there is none */
-	u32 depends; /* OF_* */
-	u64 machine; /* control.epoch + wide.generation + file_epoch + tracers + links */
-	u64 process; /* generation + image_generation + shed_generation + standing_generation of the owner */
+	u32 depends; /* ON_*, and the number of others */
+	u64 machine; /* control.epoch + wide.generation + file_epoch + tracers + links, and raw_sockets ON_CENSUS */
+	u64 process; /* of all owners: image_generation + shed_generation + standing_generation, and generation ON_OWNERS */
 	u64 port;    /* of the port at our end */
-	u64 start;   /* of the owner: start_boottime of the thread group leader, ns */
-	u64 cgroup;
+	u64 start;   /* of the owner: start_boottime of the thread group leader, in TICKs, as /proc tells it */
+	union {
+		struct {
+			u64 cgroup;
+			u32 uid;
+			u32 gid;
+		} sender;
+		u32 others[OTHERS]; /* tgids */
+	};
 	u32 owner; /* tgid */
-	u32 uid;
-	u32 gid;
 	u32 counter; /* index in cache_counters */
 	u64 expires; /* CLOCK_MONOTONIC, ns; 0: never */
 };
@@ -66,8 +89,9 @@ struct cache_control {
 	u64 secret; /* mixed into hashes, so that nobody chooses what shares a bucket */
 	u32 daemon; /* its tgid */
 	u32 padding;
+	u32 kinds[CHAINS][2]; /* which kinds of answers there may be, for TCP and UDP: 1 << kind */
 };
-_Static_assert(sizeof(struct cache_control) == 32, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct cache_control) == 56, "mirrored in src/layout.rs");
 
 struct cache_counter {
 	u64 packets;
@@ -79,7 +103,7 @@ enum miss {
 	MISS_LEASE,    /* the daemon is not there, or has not been heard of */
 	MISS_KIND,     /* neither TCP nor UDP in one piece with plain headers */
 	MISS_PLACE,    /* of another network namespace, or its devices are not known */
-	MISS_UNKNOWN,  /* no answer for such a flow */
+	MISS_UNKNOWN,  /* no answer for such a packet */
 	MISS_MACHINE,  /* the rules, a watched file, a device, or something unattributed has changed */
 	MISS_PORT,     /* some socket has taken or given up the port */
 	MISS_PROCESS,  /* the owner has changed, or is just changing */
@@ -122,10 +146,18 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 2);
+	__uint(max_entries, CHAINS);
 	__type(key, u32);
 	__type(value, struct cache_counts);
 } cache_counts SEC(".maps");
+
+/* Index: `doors`. Pinned beside them; each daemon puts its own programs here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, CHAINS * 2);
+	__type(key, u32);
+	__type(value, u32);
+} cache_programs SEC(".maps");
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -140,12 +172,33 @@ struct dst_entry {
 	struct net_device *dev;
 };
 
+struct skb_ext {
+	u8 offset[1]; /* of each extension, in eight bytes; 0: there is none */
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
+	int skb_iif; /* 0: it was made here */
 	unsigned long _skb_refdst;
 	u8 ip_summed : 2;
+	u8 active_extensions;
+	struct skb_ext *extensions;
+};
+
+/* Since 6.7. */
+struct nf_bridge_info___with_index {
+	int physinif;
+};
+
+/* Before 6.7. */
+struct nf_bridge_info___with_device {
+	struct net_device *physindev;
+};
+
+enum skb_ext_id {
+	SKB_EXT_BRIDGE_NF,
 };
 
 #pragma clang attribute pop
@@ -233,26 +286,54 @@ static __always_inline bool read_headers(struct __sk_buff *ctx, struct flow_key 
 	return 1;
 }
 
-/* Where it passes; false if that is not the daemon's namespace. */
+/* The port of a bridge by which a packet came that passes it, or 0. */
+static __always_inline u32 bridge_port(struct sk_buff *packet)
+{
+	u32 id = bpf_core_enum_value(enum skb_ext_id, SKB_EXT_BRIDGE_NF);
+	struct skb_ext *extensions;
+	struct net_device *device;
+	void *info;
+	u8 offset;
+
+	if (!bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_BRIDGE_NF) ||
+	    !(BPF_CORE_READ(packet, active_extensions) & 1 << id))
+		return 0;
+	extensions = BPF_CORE_READ(packet, extensions);
+	if (bpf_probe_read_kernel(&offset, sizeof(offset), (u8 *)extensions + bpf_core_field_offset(extensions->offset) + id))
+		return 0;
+	info = (u8 *)extensions + offset * 8;
+	if (bpf_core_field_exists(struct nf_bridge_info___with_index, physinif))
+		return BPF_CORE_READ((struct nf_bridge_info___with_index *)info, physinif);
+	device = BPF_CORE_READ((struct nf_bridge_info___with_device *)info, physindev);
+	return device ? BPF_CORE_READ(device, ifindex) : 0;
+}
+
+#define LOOPBACK_INDEX 1 /* in every namespace */
+
+/* Where it passes; false if that is not the daemon's namespace. What is routed through it is told by both devices: what is made
+   here has no first, and the route of what stays here leads to the loopback device. */
 static __always_inline bool read_place(struct __sk_buff *ctx, struct flow_key *key)
 {
 	struct sk_buff *packet = (struct sk_buff *)ctx;
-	struct net_device *device;
-	struct dst_entry *route;
-	u32 index;
+	struct dst_entry *route = (struct dst_entry *)(BPF_CORE_READ(packet, _skb_refdst) & DST_POINTER);
+	struct net_device *out = route ? BPF_CORE_READ(route, dev) : 0;
+	u32 in = BPF_CORE_READ(packet, skb_iif);
 
-	if (key->chain == INPUT) {
-		device = BPF_CORE_READ(packet, dev);
-	} else {
-		route = (struct dst_entry *)(BPF_CORE_READ(packet, _skb_refdst) & DST_POINTER);
-		device = BPF_CORE_READ(route, dev);
-	}
-	if (!device || BPF_CORE_READ(device, nd_net.net, ns.inum) != own_netns)
+	if (!out || BPF_CORE_READ(out, nd_net.net, ns.inum) != own_netns)
 		return 0;
-	index = BPF_CORE_READ(device, ifindex);
-	key->in_device = key->chain == INPUT ? index : 0;
-	key->out_device = key->chain == INPUT ? 0 : index;
-	return index != 0;
+	key->out_device = BPF_CORE_READ(out, ifindex);
+	if (in || key->chain != OUTPUT) {
+		/* At these hooks it is still with the device by which it came. */
+		struct net_device *device = BPF_CORE_READ(packet, dev);
+		u32 port = bridge_port(packet);
+
+		if (!device || BPF_CORE_READ(device, nd_net.net, ns.inum) != own_netns)
+			return 0;
+		key->in_device = port ? port : BPF_CORE_READ(device, ifindex);
+		if (key->chain == INPUT && key->out_device == LOOPBACK_INDEX)
+			key->out_device = 0;
+	}
+	return 1;
 }
 
 static __always_inline u64 mixed(u64 hash, u64 word)
@@ -282,110 +363,260 @@ static __always_inline bool same(const struct flow_key *one, const volatile stru
 	return 1;
 }
 
+/* Somebody holds the socket, and what it sends is a datagram that was begun in the call that sends it. */
+static __always_inline bool sends_whole(const struct sock *sk)
+{
+	return sk && BPF_CORE_READ(sk, sk_socket, file) && !BPF_CORE_READ((struct udp_sock *)sk, pending);
+}
+
 /* The call that is running sends it, and as whom the answer was for. */
 static __always_inline bool is_sent_by(struct __sk_buff *ctx, const volatile struct answer *answer)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
-	/* Somebody holds the socket, and it sends a datagram that was begun in this call. */
-	if (!sk || !BPF_CORE_READ(sk, sk_socket, file) || BPF_CORE_READ((struct udp_sock *)sk, pending))
-		return 0;
-	return (u32)task->tgid == answer->owner && task->group_leader->start_boottime == answer->start && !task->ptrace &&
-	       BPF_CORE_READ(task, real_cred, euid.val) == answer->uid &&
-	       BPF_CORE_READ(task, real_cred, egid.val) == answer->gid &&
-	       BPF_CORE_READ(task, group_leader, cgroups, dfl_cgrp, kn, id) == answer->cgroup;
+	return sends_whole(BPF_CORE_READ((struct sk_buff *)ctx, sk)) &&
+	       (u32)BPF_CORE_READ(task, tgid) == answer->owner &&
+	       BPF_CORE_READ(task, group_leader, start_boottime) / TICK == answer->start && !BPF_CORE_READ(task, ptrace) &&
+	       BPF_CORE_READ(task, real_cred, euid.val) == answer->sender.uid &&
+	       BPF_CORE_READ(task, real_cred, egid.val) == answer->sender.gid &&
+	       BPF_CORE_READ(task, group_leader, cgroups, dfl_cgrp, kn, id) == answer->sender.cgroup;
+}
+
+/* A raw socket that writes TCP's headers itself fills in the checksum, which TCP leaves to the device. */
+static __always_inline bool is_tcps_own(struct __sk_buff *ctx)
+{
+	return BPF_CORE_READ_BITFIELD_PROBED((struct sk_buff *)ctx, ip_summed) == CHECKSUM_PARTIAL;
+}
+
+#define TCP_TIME_WAIT 6
+#define TCP_NEW_SYN_RECV 12
+#define SOCK_DGRAM 2
+
+/* Whether this UDP socket is the only one that could have sent or get the packet: then no other socket has its port, whatever its
+   address. */
+static __always_inline bool has_port_alone(const struct sock *sk)
+{
+	return !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) &&
+	       !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport);
+}
+
+/* Has `made` say who made the packet's socket, if nobody else can hold it. 0, or why not. */
+static __always_inline int find_maker(struct __sk_buff *ctx, const struct flow_key *key, struct created_socket *made)
+{
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+	const volatile struct wide *all = wide_slot();
+	const volatile struct process_slot *slot;
+	struct created_socket *known;
+	u64 cookie;
+	u8 state;
+
+	if (!sk || !all)
+		return MISS_SENDER;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	/* Those have less than a socket has. */
+	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || state == TCP_LISTEN)
+		return MISS_SENDER;
+	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != key->protocol ||
+	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) != (key->protocol == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns ||
+	    (key->protocol == IPPROTO_UDP && !has_port_alone(sk)))
+		return MISS_SENDER;
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	known = bpf_map_lookup_elem(&sockets, &cookie);
+	if (!known)
+		return MISS_UNKNOWN;
+	*made = *known;
+	slot = process_slot(made->creator);
+	if (!slot || made->flags || all->in_flight || slot->in_flight || slot->unreliable_holders ||
+	    slot->generation != made->process_generation || all->generation != made->wide_generation)
+		return MISS_PROCESS;
+	return 0;
+}
+
+/* The processes that an answer is about stand still, and it is theirs. 0, or why not. */
+static __always_inline int moved(const volatile struct answer *answer)
+{
+	u32 depends = answer->depends, others = depends >> OTHERS_SHIFT & 7;
+	u64 sum = 0;
+
+	for (u32 i = 0; i <= OTHERS; i++) {
+		const volatile struct process_slot *slot;
+
+		if (i > others)
+			break;
+		slot = process_slot(i ? answer->others[(i - 1) & (OTHERS - 1)] : answer->owner);
+		/* Before the generations: whatever came to be while none of these calls ran has moved them. */
+		if (!slot || slot->in_flight || slot->image_in_flight || slot->standing_in_flight ||
+		    slot->unreliable_holders || slot->unreliable_images)
+			return MISS_PROCESS;
+		sum += slot->image_generation + slot->shed_generation + slot->standing_generation;
+		if (depends & ON_OWNERS)
+			sum += slot->generation;
+	}
+	return sum == answer->process ? 0 : MISS_PROCESS;
 }
 
 /* 0, or why not. */
 static __always_inline int stale(struct __sk_buff *ctx, const struct flow_key *key, const volatile struct answer *answer,
-				 u64 epoch)
+				 u64 epoch, const struct created_socket *made)
 {
-	u32 port = key->chain == INPUT ? key->destination_port : key->source_port;
 	const volatile struct wide *all = wide_slot();
-	const volatile struct process_slot *slot;
-	const volatile u64 *generation;
 	u32 depends = answer->depends;
+	u64 machine;
+	int miss;
 
-	if (!all || all->in_flight ||
-	    epoch + all->generation + all->file_epoch + all->tracers + all->links != answer->machine)
+	if (!all || all->in_flight)
 		return MISS_MACHINE;
-	if (!(depends & OF_OWNER))
+	machine = epoch + all->generation + all->file_epoch + all->tracers + all->links;
+	if (depends & ON_CENSUS)
+		machine += all->raw_sockets;
+	if (machine != answer->machine)
+		return MISS_MACHINE;
+	if (depends & ON_OWNERS) {
+		u32 port = key->chain == INPUT ? key->destination_port : key->source_port;
+		const volatile u64 *generation = bpf_map_lookup_elem(&port_generations, &port);
+
+		if (!generation || *generation != answer->port)
+			return MISS_PORT;
+	} else if (!(depends & ON_MAKER)) {
 		return 0;
-	generation = bpf_map_lookup_elem(&port_generations, &port);
-	if (!generation || *generation != answer->port)
-		return MISS_PORT;
-	slot = process_slot(answer->owner);
-	if (!slot || slot->in_flight || slot->image_in_flight || slot->standing_in_flight || slot->unreliable_holders ||
-	    slot->unreliable_images ||
-	    slot->generation + slot->image_generation + slot->shed_generation + slot->standing_generation != answer->process)
+	} else if (made->creator_start / TICK != answer->start) {
 		return MISS_PROCESS;
-	if (depends & OF_SENDER)
+	}
+	miss = moved(answer);
+	if (miss)
+		return miss;
+	if (depends & ON_SENDER)
 		return is_sent_by(ctx, answer) ? 0 : MISS_SENDER;
-	/* A raw socket that writes TCP's headers itself fills in the checksum, which TCP leaves to the device. */
-	if (key->chain == OUTPUT && (key->protocol != IPPROTO_TCP ||
-				     BPF_CORE_READ_BITFIELD_PROBED((struct sk_buff *)ctx, ip_summed) != CHECKSUM_PARTIAL))
-		return MISS_SENDER;
-	return 0;
+	if (key->chain == INPUT || depends & ON_CENSUS)
+		return 0;
+	return key->protocol == IPPROTO_TCP && is_tcps_own(ctx) ? 0 : MISS_SENDER;
 }
 
-static __always_inline int judged(struct __sk_buff *ctx, u8 chain, u32 verdict)
-{
-	struct flow_key key = { .chain = chain };
-	u32 zero = 0, which = chain, bucket;
-	const volatile struct cache_control *control = bpf_map_lookup_elem(&cache_control, &zero);
-	struct cache_counts *counts = bpf_map_lookup_elem(&cache_counts, &which);
-	int miss = MISS_UNKNOWN;
-	u64 epoch, now = bpf_ktime_get_ns();
+struct question {
+	struct flow_key key; /* of OF_FLOW */
+	struct created_socket made;
+	u64 now;
+	u64 epoch;
+	u64 secret;
+	u32 kinds;
+	u32 verdict;
+};
 
-	if (!control || !counts)
-		return 0;
-	epoch = control->epoch;
-	if (now >= control->lease) {
-		miss = MISS_LEASE;
-		goto missed;
+#define HIT 0x10000	  /* and the index of the counter */
+#define OTHER_VERDICT (-1)
+
+/* The answer of one kind: HIT, or why there is none. */
+static __noinline int look_up(struct __sk_buff *ctx, struct question *question, u32 kind)
+{
+	struct flow_key key = {};
+	int miss = MISS_UNKNOWN;
+	u32 bucket;
+
+	key.protocol = question->key.protocol;
+	key.chain = question->key.chain;
+	key.kind = kind;
+	if (kind == OF_FLOW) {
+		key = question->key;
+		key.kind = kind;
+	} else if (kind == OF_MAKER_TO || kind == TO) {
+		for (u32 i = 0; i < 4; i++)
+			key.destination[i] = question->key.destination[i];
+		key.destination_port = question->key.destination_port;
+		key.version = question->key.version;
+		key.in_device = question->key.in_device;
+		key.out_device = question->key.out_device;
 	}
-	if (!read_headers(ctx, &key)) {
-		miss = MISS_KIND;
-		goto missed;
-	}
-	if (!read_place(ctx, &key)) {
-		miss = MISS_PLACE;
-		goto missed;
-	}
-	bucket = bucket_of(&key, control->secret);
+	if (kind == OF_MAKER || kind == OF_MAKER_TO)
+		key.source[0] = question->made.creator;
+	bucket = bucket_of(&key, question->secret);
 	for (u32 way = 0; way < CACHE_WAYS; way++) {
-		u32 index = bucket + way;
+		u32 index = bucket + way, verdict, counter;
 		const volatile struct answer *answer = bpf_map_lookup_elem(&answers, &index);
-		struct cache_counter *counter;
 		u64 sequence;
 
 		if (!answer)
 			break;
 		sequence = answer->sequence;
-		if (sequence & 1 || answer->verdict == 0 || !same(&key, &answer->key))
+		verdict = answer->verdict;
+		if (sequence & 1 || !verdict || !same(&key, &answer->key))
 			continue;
-		if (answer->expires && now >= answer->expires)
-			break;
-		if (answer->verdict != verdict)
-			return 0;
-		index = answer->counter;
-		miss = stale(ctx, &key, answer, epoch);
+		if (answer->expires && question->now >= answer->expires)
+			continue;
+		counter = answer->counter;
+		miss = stale(ctx, &question->key, answer, question->epoch, &question->made);
 		/* Loads are in order on x86; the compiler is told to keep them so. */
-		if (miss || answer->sequence != sequence)
-			goto missed;
-		counter = bpf_map_lookup_elem(&cache_counters, &index);
-		if (counter) {
+		if (!miss && answer->sequence == sequence)
+			return verdict == question->verdict ? HIT + (int)(counter & (CACHE_COUNTERS - 1)) : OTHER_VERDICT;
+		break;
+	}
+	return miss;
+}
+
+/* As HIT, or why the packet goes to the queue. */
+static __always_inline int judge(struct __sk_buff *ctx, u8 chain, u32 verdict)
+{
+	struct question question = { .key = { .chain = chain }, .now = bpf_ktime_get_ns(), .verdict = verdict };
+	u32 zero = 0;
+	const volatile struct cache_control *control = bpf_map_lookup_elem(&cache_control, &zero);
+	int miss = MISS_UNKNOWN, without_maker;
+
+	/* The lease is looked at first: while it holds, what is read after was kept true. */
+	if (!control || chain >= CHAINS || question.now >= control->lease)
+		return MISS_LEASE;
+	question.epoch = control->epoch;
+	question.secret = control->secret;
+	if (!read_headers(ctx, &question.key))
+		return MISS_KIND;
+	if (!read_place(ctx, &question.key))
+		return MISS_PLACE;
+	question.kinds = control->kinds[chain][question.key.protocol == IPPROTO_UDP];
+	if (question.kinds & (1 << OF_MAKER | 1 << OF_MAKER_TO)) {
+		without_maker = find_maker(ctx, &question.key, &question.made);
+		if (without_maker) {
+			question.kinds &= ~(1 << OF_MAKER | 1 << OF_MAKER_TO);
+			miss = without_maker;
+		}
+	}
+	for (u32 kind = 0; kind < KINDS; kind++) {
+		int found;
+
+		if (!(question.kinds & 1 << kind))
+			continue;
+		found = look_up(ctx, &question, kind);
+		if (found >= HIT || found == OTHER_VERDICT)
+			return found;
+		/* Why an answer does not hold tells more than that there is none of some kind. */
+		if (found != MISS_UNKNOWN)
+			miss = found;
+	}
+	return miss;
+}
+
+static __always_inline int judged(struct __sk_buff *ctx, u8 chain, u32 verdict)
+{
+	int found = judge(ctx, chain, verdict);
+	struct cache_counts *counts;
+	u32 which = chain;
+
+	counts = bpf_map_lookup_elem(&cache_counts, &which);
+	if (!counts)
+		return 0;
+	if (found >= HIT) {
+		u32 index = found & (CACHE_COUNTERS - 1);
+		struct cache_counter *counter = bpf_map_lookup_elem(&cache_counters, &index);
+
+		if (counter && index) {
 			__sync_fetch_and_add(&counter->packets, 1);
 			__sync_fetch_and_add(&counter->bytes, (u64)ctx->len);
 		}
 		__sync_fetch_and_add(verdict == ACCEPTED ? &counts->accepted : &counts->dropped, 1);
 		return 1;
 	}
-missed:
 	/* Both programs see a packet that misses. */
-	if (verdict == ACCEPTED && miss >= 0 && miss < MISSES)
-		__sync_fetch_and_add(&counts->misses[miss], 1);
+	if (verdict == ACCEPTED && found >= 0 && found < MISSES)
+		__sync_fetch_and_add(&counts->misses[found], 1);
 	return 0;
 }
 
@@ -399,26 +630,23 @@ static __always_inline void end_cache(u32 tgid)
 		control->lease = 0;
 }
 
-SEC("socket")
-int accept_output(struct __sk_buff *ctx)
-{
-	return judged(ctx, OUTPUT, ACCEPTED);
-}
+/* iptables knows the doors, which outlive the daemon; behind them are the programs of the daemon that runs, or nothing. */
+#define PROGRAM(name, chain, verdict)                                                                                           \
+	SEC("socket")                                                                                                           \
+	int name(struct __sk_buff *ctx)                                                                                         \
+	{                                                                                                                       \
+		return judged(ctx, chain, verdict);                                                                             \
+	}                                                                                                                       \
+	SEC("socket")                                                                                                           \
+	int name##_door(struct __sk_buff *ctx)                                                                                  \
+	{                                                                                                                       \
+		bpf_tail_call(ctx, &cache_programs, chain * 2 + verdict - 1);                                                   \
+		return 0;                                                                                                       \
+	}
 
-SEC("socket")
-int drop_output(struct __sk_buff *ctx)
-{
-	return judged(ctx, OUTPUT, DROPPED);
-}
-
-SEC("socket")
-int accept_input(struct __sk_buff *ctx)
-{
-	return judged(ctx, INPUT, ACCEPTED);
-}
-
-SEC("socket")
-int drop_input(struct __sk_buff *ctx)
-{
-	return judged(ctx, INPUT, DROPPED);
-}
+PROGRAM(accept_output, OUTPUT, ACCEPTED)
+PROGRAM(drop_output, OUTPUT, DROPPED)
+PROGRAM(accept_input, INPUT, ACCEPTED)
+PROGRAM(drop_input, INPUT, DROPPED)
+PROGRAM(accept_forward, FORWARD, ACCEPTED)
+PROGRAM(drop_forward, FORWARD, DROPPED)

@@ -203,6 +203,7 @@ struct sock_common {
 	unsigned char skc_reuse : 4;
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
+	int skc_bound_dev_if; /* 0: none */
 	struct {
 		struct net *net;
 	} skc_net;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::generations::{Generations, Shared};
 use crate::layout::{
     ANSWER_KEY, ANSWER_WORDS, AnswerSlot, CACHE_SLOTS, CACHE_WAYS, CacheControl, CacheCounter, CacheCounts,
@@ -17,15 +19,17 @@ use crate::sys::{SharedArray, monotonic};
 /// A chain whose packets can be judged in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CachedChain {
-    /// Packets that leave.
+    /// Packets that leave, or come from a container.
     Output = 0,
-    /// Packets that arrive.
+    /// Packets that arrive, or go to a container.
     Input = 1,
+    /// Packets that pass.
+    Forward = 2,
 }
 
 impl CachedChain {
     /// All of them.
-    pub const ALL: [CachedChain; 2] = [CachedChain::Output, CachedChain::Input];
+    pub const ALL: [CachedChain; 3] = [CachedChain::Output, CachedChain::Input, CachedChain::Forward];
 }
 
 /// What the kernel does with a packet that finds its answer.
@@ -52,89 +56,154 @@ pub struct CachedFlow {
     pub destination: IpAddr,
     /// Destination port.
     pub destination_port: u16,
-    /// Index of the device by which its packets come ([`CachedChain::Input`]) or go.
-    pub device: u32,
+    /// Index of the device by which its packets come, the port of a bridge rather than the bridge; 0: they are made here.
+    pub in_device: u32,
+    /// Index of the device by which its packets go; 0: they stay here.
+    pub out_device: u32,
+}
+
+/// How much of a flow an answer is an answer for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Everything of its chain and protocol, by the same process if one was asked about.
+    All,
+    /// What goes to the same destination by the same devices, likewise.
+    Destination,
+    /// It alone.
+    Flow,
+}
+
+/// Who has to stand still for an answer to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Basis {
+    /// Nobody: the rules did not ask.
+    Nobody,
+    /// All processes that hold the socket, at most [`Basis::MOST_HOLDERS`]: ids in the initial pid namespace. Only for
+    /// [`Scope::Flow`].
+    Holders(SmallVec<[u32; 1]>),
+    /// Those, and raw sockets come and go nowhere: where anybody may have made the packets. Only for [`Scope::Flow`].
+    HoldersAlone(SmallVec<[u32; 1]>),
+    /// The only holder, who sends each packet by a system call. Only for [`Scope::Flow`].
+    Sender(CachedSender),
+    /// Whoever made the socket, if nobody else can hold it. Not for [`Scope::Flow`].
+    Maker(CachedSender),
+}
+
+/// A process that sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedSender {
+    /// Its id, in the initial pid namespace.
+    pub tgid: u32,
+    /// When it began: hundredths of a second since boot, as proc_pid_stat(5) tells it.
+    pub start: u64,
+    /// As whom it sends each packet by a system call; `None` where the kernel sends for it too.
+    pub standing: Option<CachedStanding>,
+}
+
+/// Whose a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedStanding {
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Id of its control group of version 2.
+    pub cgroup: u64,
+}
+
+impl Basis {
+    /// What one entry has room for.
+    pub const MOST_HOLDERS: usize = 5;
+
+    fn processes(&self) -> &[u32] {
+        match self {
+            Basis::Nobody => &[],
+            Basis::Holders(holders) | Basis::HoldersAlone(holders) => holders,
+            Basis::Sender(sender) | Basis::Maker(sender) => std::slice::from_ref(&sender.tgid),
+        }
+    }
+
+    fn is_of_holders(&self) -> bool {
+        matches!(self, Basis::Holders(_) | Basis::HoldersAlone(_) | Basis::Sender(_))
+    }
+}
+
+/// The kinds of `bpf/cache.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    AnyPacket = 0,
+    OfMaker = 1,
+    OfMakerTo = 2,
+    To = 3,
+    OfFlow = 4,
+}
+
+impl Kind {
+    /// `None`: there is no such answer.
+    fn of(scope: Scope, basis: &Basis) -> Option<Kind> {
+        match (scope, basis) {
+            (Scope::All, Basis::Nobody) => Some(Kind::AnyPacket),
+            (Scope::All, Basis::Maker(_)) => Some(Kind::OfMaker),
+            (Scope::Destination, Basis::Nobody) => Some(Kind::To),
+            (Scope::Destination, Basis::Maker(_)) => Some(Kind::OfMakerTo),
+            (Scope::Flow, Basis::Maker(_)) | (Scope::All | Scope::Destination, _) => None,
+            (Scope::Flow, _) => Some(Kind::OfFlow),
+        }
+    }
 }
 
 impl CachedFlow {
-    /// The port at this machine's end.
+    /// The port at the end of whoever is asked about.
     fn own_port(&self) -> u16 {
         match self.chain {
-            CachedChain::Output => self.source_port,
+            CachedChain::Output | CachedChain::Forward => self.source_port,
             CachedChain::Input => self.destination_port,
         }
     }
 
-    /// `struct flow_key`, word by word; `None` if there is no such packet.
-    fn words(&self) -> Option<[u64; ANSWER_KEY]> {
+    /// `struct flow_key`, word by word, of a kind of answer; `None` if there is no such packet.
+    fn words(&self, kind: Kind, maker: u32) -> Option<[u64; ANSWER_KEY]> {
         let mut bytes = [0u8; ANSWER_KEY * 8];
-        let version = match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                bytes[0..4].copy_from_slice(&source.octets());
-                bytes[16..20].copy_from_slice(&destination.octets());
-                4
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                bytes[0..16].copy_from_slice(&source.octets());
-                bytes[16..32].copy_from_slice(&destination.octets());
-                6
-            }
-            _ => return None,
-        };
-        bytes[32..34].copy_from_slice(&self.source_port.to_ne_bytes());
-        bytes[34..36].copy_from_slice(&self.destination_port.to_ne_bytes());
         bytes[36] = self.protocol;
-        bytes[37] = version;
         bytes[38] = self.chain as u8;
-        let device = match self.chain {
-            CachedChain::Input => 40..44,
-            CachedChain::Output => 44..48,
-        };
-        bytes[device].copy_from_slice(&self.device.to_ne_bytes());
+        bytes[39] = kind as u8;
+        if kind != Kind::AnyPacket && kind != Kind::OfMaker {
+            bytes[37] = match self.destination {
+                IpAddr::V4(destination) => {
+                    bytes[16..20].copy_from_slice(&destination.octets());
+                    4
+                }
+                IpAddr::V6(destination) => {
+                    bytes[16..32].copy_from_slice(&destination.octets());
+                    6
+                }
+            };
+            bytes[34..36].copy_from_slice(&self.destination_port.to_ne_bytes());
+            bytes[40..44].copy_from_slice(&self.in_device.to_ne_bytes());
+            bytes[44..48].copy_from_slice(&self.out_device.to_ne_bytes());
+        }
+        if kind == Kind::OfFlow {
+            match (self.source, self.destination) {
+                (IpAddr::V4(source), IpAddr::V4(_)) => bytes[0..4].copy_from_slice(&source.octets()),
+                (IpAddr::V6(source), IpAddr::V6(_)) => bytes[0..16].copy_from_slice(&source.octets()),
+                _ => return None,
+            }
+            bytes[32..34].copy_from_slice(&self.source_port.to_ne_bytes());
+        }
+        if kind == Kind::OfMaker || kind == Kind::OfMakerTo {
+            bytes[0..4].copy_from_slice(&maker.to_ne_bytes());
+        }
         let word = |at: usize| u64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().unwrap_or_default());
         Some(std::array::from_fn(word))
     }
 }
 
-/// Who has to stand still for an answer to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Basis {
-    /// Nobody: the rules did not ask.
-    Flow,
-    /// The only process that holds the socket.
-    Holder {
-        /// Its id, in the initial pid namespace.
-        tgid: u32,
-    },
-    /// The only holder, who sends each packet by a system call.
-    Sender {
-        /// Its id, in the initial pid namespace.
-        tgid: u32,
-        /// When it began: nanoseconds since boot.
-        start: u64,
-        /// Effective user id.
-        uid: u32,
-        /// Effective group id.
-        gid: u32,
-        /// Id of its control group of version 2.
-        cgroup: u64,
-    },
-}
-
-impl Basis {
-    fn tgid(&self) -> Option<u32> {
-        match *self {
-            Basis::Flow => None,
-            Basis::Holder { tgid } | Basis::Sender { tgid, .. } => Some(tgid),
-        }
-    }
-}
-
 /// The generations that an answer depends on, at one time. Generations never fall, so that a sum of several stands still only while
 /// each of them does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
     flow: CachedFlow,
+    kind: Kind,
     basis: Basis,
     machine: u64,
     process: u64,
@@ -154,6 +223,9 @@ pub struct CacheCount {
 
 /// Tokens of the reasons why packets went to the queue, in the order of their counters.
 pub const MISSES: [&str; 8] = ["lease", "kind", "place", "unknown", "machine", "port", "process", "sender"];
+
+/// Its number among protocols.
+const UDP: u8 = 17;
 
 /// How long an answer holds if the daemon is not heard of.
 pub const LEASE: Duration = Duration::from_millis(500);
@@ -187,7 +259,7 @@ impl Cache {
         self.control[0].lease.store(monotonic() + LEASE.as_nanos() as u64, Ordering::Release);
     }
 
-    /// No answer holds any more.
+    /// No answer holds any more, and nobody else is to be told when this process ends.
     pub fn end(&self) {
         self.control[0].lease.store(0, Ordering::SeqCst);
     }
@@ -195,43 +267,77 @@ impl Cache {
     /// All answers so far are forgotten: to be called after the rules, or anything else was changed that answers are derived from
     /// and the kernel does not see, and before that is told to anybody.
     pub fn forget_all(&self) {
-        self.control[0].epoch.fetch_add(1, Ordering::SeqCst);
+        let control = &self.control[0];
+        // An answer of the next epoch says of what kind it is after it has read the epoch.
+        control.kinds.iter().flatten().for_each(|kinds| kinds.store(0, Ordering::Relaxed));
+        control.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The generations now. `None` if an answer about such packets cannot be kept.
-    pub fn stamp(&self, flow: CachedFlow, basis: Basis) -> Option<Stamp> {
+    pub fn stamp(&self, flow: CachedFlow, scope: Scope, basis: Basis) -> Option<Stamp> {
+        let kind = Kind::of(scope, &basis)?;
         let exact = Generations::new(Arc::clone(&self.shared)).exact();
         let all = &self.shared.wide[0];
         let load = |generation: &AtomicU64| generation.load(Ordering::Acquire);
-        let machine = load(&self.control[0].epoch)
+        let mut machine = load(&self.control[0].epoch)
             .wrapping_add(load(&all.generation))
             .wrapping_add(load(&all.file_epoch))
             .wrapping_add(load(&all.tracers))
             .wrapping_add(load(&all.links));
-        let Some(tgid) = basis.tgid() else {
-            return exact.links.then_some(Stamp { flow, basis, machine, process: 0, port: 0 });
-        };
+        if matches!(basis, Basis::HoldersAlone(_)) {
+            machine = machine.wrapping_add(load(&all.raw_sockets));
+        }
+        if basis == Basis::Nobody {
+            return exact.links.then_some(Stamp { flow, kind, basis, machine, process: 0, port: 0 });
+        }
         let is_exact = exact.processes && exact.standing && exact.ports && exact.files && exact.sockets && exact.links;
-        let slot = &self.shared.processes[tgid as usize % self.shared.processes.len()];
-        let process = load(&slot.generation)
-            .wrapping_add(load(&slot.image_generation))
-            .wrapping_add(load(&slot.shed_generation))
-            .wrapping_add(load(&slot.standing_generation));
+        if !is_exact || basis.processes().len() > Basis::MOST_HOLDERS {
+            return None;
+        }
+        let of_process = |tgid: &u32| {
+            let slot = &self.shared.processes[*tgid as usize % self.shared.processes.len()];
+            let image = load(&slot.image_generation)
+                .wrapping_add(load(&slot.shed_generation))
+                .wrapping_add(load(&slot.standing_generation));
+            if basis.is_of_holders() { image.wrapping_add(load(&slot.generation)) } else { image }
+        };
+        let process = basis.processes().iter().map(of_process).fold(0, u64::wrapping_add);
         let port = load(&self.shared.ports[usize::from(flow.own_port())]);
-        is_exact.then_some(Stamp { flow, basis, machine, process, port })
+        Some(Stamp { flow, kind, basis, machine, process, port })
     }
 
     /// Stores an answer that was found to hold after the stamp was taken, for as long as `life` if that is given. `counter`: which
-    /// counter its packets are added to.
-    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, counter: u32, life: Option<Duration>) {
-        const OF_OWNER: u64 = 1;
-        const OF_SENDER: u64 = 2;
-        let Some(key) = stamp.flow.words() else { return };
-        let (depends, tgid, start, uid, gid, cgroup) = match stamp.basis {
-            Basis::Flow => (0, 0, 0, 0, 0, 0),
-            Basis::Holder { tgid } => (OF_OWNER, tgid, 0, 0, 0, 0),
-            Basis::Sender { tgid, start, uid, gid, cgroup } => (OF_OWNER | OF_SENDER, tgid, start, uid, gid, cgroup),
+    /// counter its packets are added to. False if it was there already, and holds.
+    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, counter: u32, life: Option<Duration>) -> bool {
+        const ON_OWNERS: u64 = 1;
+        const ON_MAKER: u64 = 2;
+        const ON_SENDER: u64 = 4;
+        const ON_CENSUS: u64 = 8;
+        const OTHERS_SHIFT: usize = 8;
+        let processes = stamp.basis.processes();
+        let first = processes.first().copied().unwrap_or_default();
+        let Some(key) = stamp.flow.words(stamp.kind, first) else { return false };
+        let other = |index: usize| u64::from(processes.get(index).copied().unwrap_or_default());
+        let others = (processes.len().saturating_sub(1) as u64) << OTHERS_SHIFT;
+        let (mut start, mut union) = (0, [other(1) | other(2) << 32, other(3) | other(4) << 32]);
+        let on_sender = match &stamp.basis {
+            Basis::Sender(sender) | Basis::Maker(sender) => {
+                start = sender.start;
+                sender.standing.map_or(0, |standing| {
+                    union = [standing.cgroup, u64::from(standing.uid) | u64::from(standing.gid) << 32];
+                    ON_SENDER
+                })
+            }
+            _ => 0,
         };
+        let depends = match stamp.basis {
+            Basis::Nobody => 0,
+            Basis::Holders(_) => ON_OWNERS | others,
+            Basis::HoldersAlone(_) => ON_OWNERS | ON_CENSUS | others,
+            Basis::Sender(_) => ON_OWNERS | on_sender,
+            Basis::Maker(_) => ON_MAKER | on_sender,
+        };
+        let now = monotonic();
         let mut words = [0; ANSWER_WORDS];
         words[..ANSWER_KEY].copy_from_slice(&key);
         words[ANSWER_KEY..].copy_from_slice(&[
@@ -240,12 +346,19 @@ impl Cache {
             stamp.process,
             stamp.port,
             start,
-            cgroup,
-            u64::from(tgid) | u64::from(uid) << 32,
-            u64::from(gid) | u64::from(counter) << 32,
-            life.map_or(0, |life| monotonic() + life.as_nanos() as u64),
+            union[0],
+            union[1],
+            u64::from(first) | u64::from(counter) << 32,
+            life.map_or(0, |life| now + life.as_nanos() as u64),
         ]);
-        self.place(&key).write(&words);
+        let place = self.place(&key);
+        if place.holds(&words, now) {
+            return false;
+        }
+        place.write(&words);
+        let is_udp = usize::from(stamp.flow.protocol == UDP);
+        self.control[0].kinds[stamp.flow.chain as usize][is_udp].fetch_or(1 << stamp.kind as u32, Ordering::Relaxed);
+        true
     }
 
     /// The slot of a flow: its own, an empty one, one that holds no more, or any of its bucket.
@@ -293,6 +406,14 @@ fn bucket_of(key: &[u64; ANSWER_KEY], secret: u64) -> usize {
 }
 
 impl AnswerSlot {
+    /// Whether it has this answer, and has it still at `now`.
+    fn holds(&self, words: &[u64; ANSWER_WORDS], now: u64) -> bool {
+        const EXPIRES: usize = ANSWER_WORDS - 1;
+        let is = |index: usize| self.words[index].load(Ordering::Relaxed) == words[index];
+        let expires = self.words[EXPIRES].load(Ordering::Relaxed);
+        (expires == 0 || now < expires) && (0..EXPIRES).all(is)
+    }
+
     /// Whoever finds another writing leaves it to him: the packet after this brings the answer again.
     fn write(&self, words: &[u64; ANSWER_WORDS]) {
         let before = self.sequence.load(Ordering::Relaxed);

@@ -94,6 +94,11 @@ pub(crate) fn describe(error: &aya::programs::ProgramError) -> String {
             None => format!("the kernel refused the program: {io_error}"),
         };
     }
+    with_causes(error)
+}
+
+/// The error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(current) = cause {

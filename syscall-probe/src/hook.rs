@@ -169,12 +169,20 @@ pub(crate) const ITS_HOLDERS: &str = "dump_holders";
 pub(crate) const MAPPINGS: &str = "dump_mappings";
 pub(crate) const QUEUED: &str = "on_queued";
 pub(crate) const LINK: &str = "on_link";
-/// Those that iptables calls.
-pub(crate) const CACHE: [(&str, Place); 4] = [
+/// The programs of the verdict cache and their doors, which iptables calls.
+pub(crate) const CACHE: [(&str, Place); 12] = [
     ("accept_output", Place::OnDemand),
     ("drop_output", Place::OnDemand),
     ("accept_input", Place::OnDemand),
     ("drop_input", Place::OnDemand),
+    ("accept_forward", Place::OnDemand),
+    ("drop_forward", Place::OnDemand),
+    ("accept_output_door", Place::OnDemand),
+    ("drop_output_door", Place::OnDemand),
+    ("accept_input_door", Place::OnDemand),
+    ("drop_input_door", Place::OnDemand),
+    ("accept_forward_door", Place::OnDemand),
+    ("drop_forward_door", Place::OnDemand),
 ];
 
 impl fmt::Display for Hook {

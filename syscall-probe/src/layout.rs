@@ -107,6 +107,8 @@ pub(crate) struct CacheControl {
     pub(crate) secret: AtomicU64,
     pub(crate) daemon: AtomicU32,
     padding: AtomicU32,
+    /// By chain, for TCP and UDP.
+    pub(crate) kinds: [[AtomicU32; 2]; 3],
 }
 
 /// `struct cache_counter`.
@@ -125,7 +127,7 @@ pub(crate) struct CacheCounts {
 }
 
 const _: () = assert!(size_of::<AnswerSlot>() == 128);
-const _: () = assert!(size_of::<CacheControl>() == 32);
+const _: () = assert!(size_of::<CacheControl>() == 56);
 const _: () = assert!(size_of::<CacheCounter>() == 16);
 const _: () = assert!(size_of::<CacheCounts>() == 80);
 

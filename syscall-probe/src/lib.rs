@@ -39,7 +39,10 @@ mod probe;
 mod sockets;
 mod sys;
 
-pub use cache::{Basis, Cache, CacheCount, CachedChain, CachedFlow, CachedVerdict, LEASE, MISSES, Stamp};
+pub use cache::{
+    Basis, Cache, CacheCount, CachedChain, CachedFlow, CachedSender, CachedStanding, CachedVerdict, LEASE, MISSES, Scope,
+    Stamp,
+};
 pub use error::LoadError;
 pub use events::{Changes, Events};
 pub use generations::{Exact, FileWatch, Generation, Generations};
@@ -50,5 +53,5 @@ pub use layout::{
     Sender, SocketEnds, SocketRecord, Writer, Writers,
 };
 pub use mappings::Mappings;
-pub use probe::{Options, Probe};
+pub use probe::{CACHE_PINS, Options, Probe};
 pub use sockets::{LookupError, SocketTable};

@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{Map, MapData, ProgramArray, RingBuf};
 use aya::programs::links::CgroupAttachMode;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 
 use crate::cache::{Cache, CachedChain};
-use crate::error::describe;
+use crate::error::{describe, with_causes};
 use crate::events::{Changes, Events};
 use crate::generations::{Exact, Generations, Shared};
 use crate::holders::{Holders, OfOneSocket, read_some};
 use crate::hook::{
-    ALL_SOCKETS, BYPASS_SOCKETS, CACHE, FIND_SOCKET, ITS_HOLDERS, LINK, MAPPINGS, Place, QUEUED, RUNNING_TASKS,
+    ALL_SOCKETS, BYPASS_SOCKETS, FIND_SOCKET, ITS_HOLDERS, LINK, MAPPINGS, Place, QUEUED, RUNNING_TASKS,
 };
 use crate::layout::{
     CACHE_COUNTERS, CACHE_SLOTS, CREATED_SOCKET, FILE_SLOTS, PORTS, PROCESS_SLOTS, SENDER_QUEUES, SENDER_SLOTS, WRITERS,
@@ -54,6 +54,8 @@ pub struct Probe {
     events: Option<Events>,
     changes: Option<Changes>,
     cache: Option<Arc<Cache>>,
+    /// Of the doors in the directory of [`Probe::pin_cache`].
+    behind_doors: Option<ProgramArray<MapData>>,
     missing: Vec<(Hook, String)>,
     /// Where changes of network devices are heard of.
     _links: Option<OwnedFd>,
@@ -115,7 +117,7 @@ impl Probe {
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
-        Ok(Probe { shared, sockets, holders, mappings, events, changes, cache, missing, _links: links, programs })
+        Ok(Probe { shared, sockets, holders, mappings, events, changes, cache, behind_doors: None, missing, _links: links, programs })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.
@@ -148,24 +150,52 @@ impl Probe {
         self.cache.clone()
     }
 
-    /// Puts the programs that iptables calls into a directory of a bpffs, as `accept-output`, `drop-output` and so on. What stands
-    /// there by these names is replaced.
+    /// Puts what iptables calls into a directory of a bpffs: [`CACHE_PINS`]. What a former daemon has put there is taken over,
+    /// so that rules which name it go on working: they call doors, and behind these are the programs of whoever did this last.
     ///
     /// # Errors
     ///
-    /// It is no such directory; a sentence for the operator.
+    /// It is no such directory, or something else is there; a sentence for the operator.
     pub fn pin_cache(&mut self, directory: &Path) -> Result<(), String> {
-        for (name, _) in CACHE {
-            let path = directory.join(name.replace('_', "-"));
-            let fail = |reason: String| format!("cannot pin {}: {reason}", path.display());
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(fail(error.to_string()));
+        let programs = directory.join(PROGRAMS);
+        let fail = |what: &Path, reason: String| format!("cannot pin {}: {reason}", what.display());
+        let pinned = match MapData::from_pin(&programs) {
+            Ok(pinned) => pinned,
+            Err(_) if !programs.exists() => {
+                // Doors without what is behind them are of no use to anybody.
+                for name in CACHE_PINS {
+                    let path = directory.join(name);
+                    if let Err(error) = fs::remove_file(&path)
+                        && error.kind() != std::io::ErrorKind::NotFound
+                    {
+                        return Err(fail(&path, error.to_string()));
+                    }
+                }
+                for name in CACHE_PINS {
+                    let path = directory.join(name);
+                    let program = self.programs.program_mut(&format!("{}_door", name.replace('-', "_")));
+                    let program = program.ok_or_else(|| format!("the object has no program for {name}"))?;
+                    program.pin(&path).map_err(|error| fail(&path, with_causes(&error)))?;
+                }
+                let Some(Map::ProgramArray(map)) = self.programs.map(CACHE_PROGRAMS) else {
+                    return Err(format!("the object has no map {CACHE_PROGRAMS}"));
+                };
+                // Last: with it, all is there.
+                map.pin(&programs).map_err(|error| fail(&programs, with_causes(&error)))?;
+                MapData::from_pin(&programs).map_err(|error| fail(&programs, with_causes(&error)))?
             }
-            let program = self.programs.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
-            program.pin(&path).map_err(|error| fail(error.to_string()))?;
+            Err(error) => return Err(fail(&programs, with_causes(&error))),
+        };
+        let mut behind =
+            ProgramArray::try_from(Map::ProgramArray(pinned)).map_err(|error| fail(&programs, with_causes(&error)))?;
+        for (index, name) in CACHE_PINS.iter().enumerate() {
+            let Some(Program::SocketFilter(program)) = self.programs.program(&name.replace('-', "_")) else {
+                return Err(format!("the object has no program for {name}"));
+            };
+            let program = program.fd().map_err(|error| with_causes(&error))?;
+            behind.set(index as u32, program, 0).map_err(|error| fail(&programs, with_causes(&error)))?;
         }
+        self.behind_doors = Some(behind);
         Ok(())
     }
 
@@ -202,6 +232,13 @@ impl Drop for Probe {
         if let Some(cache) = &self.cache {
             cache.end();
         }
+        // Rules that name the doors keep them, and what is behind them, in memory.
+        if let Some(behind) = &mut self.behind_doors {
+            for index in 0..CACHE_PINS.len() {
+                // It may be another's by now, or cannot be helped.
+                drop(behind.clear_index(&(index as u32)));
+            }
+        }
         // Before the programs go: from here on generations stand still whatever happens, and nobody may believe them.
         self.shared.detached.store(true, Ordering::SeqCst);
     }
@@ -212,6 +249,16 @@ impl fmt::Debug for Probe {
         formatter.debug_struct("Probe").field("missing", &self.missing).finish_non_exhaustive()
     }
 }
+
+/// What iptables calls, by their names in a directory of a bpffs, in the order of the programs behind them.
+pub const CACHE_PINS: [&str; 6] =
+    ["accept-output", "drop-output", "accept-input", "drop-input", "accept-forward", "drop-forward"];
+
+/// What is behind them, in the same directory.
+const PROGRAMS: &str = "programs";
+
+/// The same, in the object.
+const CACHE_PROGRAMS: &str = "cache_programs";
 
 fn cache(programs: &Ebpf, shared: &Arc<Shared>) -> Result<Arc<Cache>, LoadError> {
     let cache = Cache {

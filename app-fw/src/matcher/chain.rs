@@ -6,13 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use shared::{Match, Verdict};
+use shared::{Match, Protocol, Verdict};
 use smallvec::SmallVec;
 
 use super::index::Index;
 use super::rule::keys::{self, Identity};
-use super::rule::{ActiveRule, Sets};
-use super::{Facts, Judgement, Owner, Reason, Tri};
+use super::rule::{ActiveRule, Asking, Sets};
+use super::{Dependence, Facts, Judgement, Owner, Reason, Tri};
 
 type Rules = Vec<Arc<ActiveRule>>;
 
@@ -203,6 +203,13 @@ impl Chained {
         }
     }
 
+    /// What of a packet it depends on how far [`Chained::without_owners`] comes. Rules that are gone count.
+    pub(super) fn dependence(&self, is_udp: bool) -> Dependence {
+        let files = [&self.base, &self.recent];
+        let indexes = files.iter().flat_map(|file| [&file.plain, &*file.asking]);
+        indexes.map(|index| index.dependence(is_udp, u64::MAX)).max().unwrap_or(Dependence::Nothing)
+    }
+
     fn is_gone(&self, rule: &ActiveRule) -> bool {
         !self.gone.is_empty() && self.gone.contains(&rule.id)
     }
@@ -333,6 +340,28 @@ impl Rest {
                 }
             }
         }
+    }
+
+    /// What of a packet of a protocol what [`Rest::judge`] says depends on, and whether it certainly says something.
+    pub(super) fn dependence(&self, protocol: Protocol) -> (Dependence, bool) {
+        let is_udp = protocol == Protocol::UDP;
+        let (mut dependence, mut end) = (Dependence::Nothing, u64::MAX);
+        for (rule, of_owners) in &self.listed {
+            match rule.asking(protocol) {
+                Asking::OfNone => {}
+                Asking::OfAll if rule.limit.is_none() && *of_owners == Tri::Yes => {
+                    end = rule.rank;
+                    break;
+                }
+                // That it may hold or not is the same for all packets.
+                Asking::OfAll => {}
+                Asking::Of(of_rule) => dependence = dependence.max(of_rule),
+            }
+        }
+        let files = [&self.chain.base.plain, &self.chain.recent.plain].into_iter();
+        let indexes = files.chain(self.base.iter().chain(&self.recent).map(|index| &**index));
+        let of_indexes = indexes.map(|index| index.dependence(is_udp, end)).max();
+        (dependence.max(of_indexes.unwrap_or(Dependence::Nothing)), end != u64::MAX)
     }
 
     /// Follows the rules for one packet of these owners.

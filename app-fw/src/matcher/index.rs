@@ -10,13 +10,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use shared::Ports;
+use shared::{Ports, Protocol};
 use shared::rule::{Net, PortRange};
 use smallvec::SmallVec;
 
-use super::Facts;
+use super::{Dependence, Facts};
 use super::rule::keys::{self, Keys};
-use super::rule::{ActiveRule, Sets};
+use super::rule::{ActiveRule, Asking, Sets};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
@@ -28,6 +28,8 @@ const FEW: usize = 8;
 pub(super) struct Index {
     /// The smallest rank in it; `u64::MAX` if it is empty.
     least: u64,
+    /// What whether its rules hold depends on, for TCP and for UDP.
+    depends: [Dependence; 2],
     /// Asked one by one, by rank.
     plain: Rules,
     filed: Box<[Filed]>,
@@ -122,21 +124,33 @@ impl<T: Bits> Prefixes<T> {
 
 impl Default for Index {
     fn default() -> Index {
-        Index { least: u64::MAX, plain: Rules::new(), filed: Box::default() }
+        Index { least: u64::MAX, depends: [Dependence::Nothing; 2], plain: Rules::new(), filed: Box::default() }
     }
 }
 
 impl Index {
     /// Files rules that are sorted by rank.
     pub(super) fn new(rules: Vec<Arc<ActiveRule>>, sets: &Sets) -> Index {
-        Index::by(rules.into(), sets, &WAYS)
+        let depends = [Protocol::TCP, Protocol::UDP].map(|protocol| {
+            let of_rule = |rule: &Arc<ActiveRule>| match rule.asking(protocol) {
+                Asking::Of(dependence) => dependence,
+                Asking::OfNone | Asking::OfAll => Dependence::Nothing,
+            };
+            rules.iter().map(of_rule).max().unwrap_or(Dependence::Nothing)
+        });
+        Index { depends, ..Index::by(rules.into(), sets, &WAYS) }
+    }
+
+    /// What of a packet of TCP or UDP it depends on which of the rules before `end` hold, by rank.
+    pub(super) fn dependence(&self, is_udp: bool, end: u64) -> Dependence {
+        if self.least < end { self.depends[usize::from(is_udp)] } else { Dependence::Nothing }
     }
 
     fn by(rules: Rules, sets: &Sets, ways: &[By]) -> Index {
         let least = rules.first().map_or(u64::MAX, |rule| rule.rank);
         let count = rules.len();
         if count <= FEW || ways.is_empty() {
-            return Index { least, plain: rules, filed: Box::default() };
+            return Index { least, plain: rules, ..Index::default() };
         }
         // What each rule can be filed by, and under which keys; all in one list, and where each rule's part of it ends.
         struct Drawer {
@@ -174,7 +188,7 @@ impl Index {
             }
         }
         let filed = filed.into_iter().map(|(way, cabinet)| way.file(cabinet, sets, ways)).collect();
-        Index { least, plain, filed }
+        Index { least, plain, filed, ..Index::default() }
     }
 
     /// Its rules by rank, if there are at most `most` and they are asked one by one anyway; or else `None`.

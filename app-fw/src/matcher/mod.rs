@@ -19,7 +19,7 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::{Chain, Digest, Flow, Reason, Selector, Verdict};
+use shared::{Chain, Digest, Flow, Protocol, Reason, Selector, Verdict};
 use smallvec::SmallVec;
 
 use chain::{Asks, Chained, Doubts, Only, Rest, Unasked};
@@ -153,6 +153,17 @@ impl Judgement {
     }
 }
 
+/// How much of a packet, besides its chain and protocol, a judgement depends on. Known for TCP and UDP.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Dependence {
+    /// It is the same for all.
+    Nothing,
+    /// It is the same for all to one destination address and port that pass the same devices.
+    Destination,
+    /// Any of it.
+    Flow,
+}
+
 /// How far the rules could be followed.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outcome {
@@ -191,6 +202,12 @@ impl View {
         Outcome::Judged(by_policy(self.policy, doubts))
     }
 
+    /// What of packets of a protocol [`View::judge`] depends on.
+    pub fn dependence(&self, protocol: Protocol) -> Dependence {
+        let is_udp = protocol == Protocol::UDP;
+        self.chains.iter().map(|(chain, _)| chain.dependence(is_udp)).max().unwrap_or(Dependence::Nothing)
+    }
+
     /// Asks the rules about owners. An empty list is a packet that no process owns.
     pub fn residual(&self, owners: &[Owner<'_>]) -> Residual {
         let rests = self.chains.iter().map(|(chain, only)| Rest::new(chain.clone(), *only, owners)).collect();
@@ -210,6 +227,19 @@ impl View {
 }
 
 impl Residual {
+    /// What of packets of a protocol [`Residual::judge`] depends on.
+    pub fn dependence(&self, protocol: Protocol) -> Dependence {
+        let mut dependence = Dependence::Nothing;
+        for rest in &self.rests {
+            let (of_rest, ends) = rest.dependence(protocol);
+            dependence = dependence.max(of_rest);
+            if ends {
+                break;
+            }
+        }
+        dependence
+    }
+
     /// Follows the rules. `owners` are those it was made for.
     pub fn judge(&self, facts: &Facts<'_>, owners: &[Owner<'_>]) -> Judgement {
         let mut doubts = Doubts::default();

@@ -434,10 +434,70 @@ impl Both {
             )
         };
         assert_eq!(unasked, self.world.judge(&facts, None), "without owners: {}", context());
-        let asked = said(view.residual(&owners).judge(&facts, &owners));
+        let residual = view.residual(&owners);
+        let asked = said(residual.judge(&facts, &owners));
         assert_eq!(asked, self.world.judge(&facts, Some(&owners)), "with owners: {}", context());
+        if let Some(like) = Like::new(&facts, view.dependence(flow.protocol), dice) {
+            let unasked_of_other = match view.judge(&like.facts(&facts)) {
+                Outcome::Judged(judgement) => said(judgement),
+                Outcome::NeedsOwners => None,
+            };
+            assert_eq!(unasked_of_other, unasked, "{like:?} without owners: {}", context());
+        }
+        if let Some(like) = Like::new(&facts, residual.dependence(flow.protocol), dice) {
+            let of_other = said(residual.judge(&like.facts(&facts), &owners));
+            assert_eq!(of_other, asked, "{like:?} with owners: {}", context());
+        }
         let ids: Vec<u64> = view.rules().iter().map(|rule| rule.id).collect();
         assert_eq!(ids, self.world.rules.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    }
+}
+
+/// Another packet, for which the rules should say the same.
+#[derive(Debug)]
+struct Like {
+    flow: Flow,
+    input: Device<'static>,
+    output: Device<'static>,
+}
+
+impl Like {
+    fn new(facts: &Facts<'_>, dependence: Dependence, dice: &mut Dice) -> Option<Like> {
+        let Ports::Known { destination: port, .. } = facts.flow.ports else { return None };
+        let mut other = flow(dice);
+        let Ports::Known { source, destination } = other.ports else { return None };
+        other.protocol = facts.flow.protocol;
+        let mut device = |devices: [Device<'static>; 4]| devices[dice.below(4)];
+        match dependence {
+            Dependence::Nothing => {
+                let devices = [Device::None, Device::Named("eth0"), Device::Named("docker0"), Device::Unknown];
+                other.ports = Ports::Known { source, destination };
+                Some(Like { flow: other, input: device(devices), output: device(devices) })
+            }
+            Dependence::Destination => {
+                if other.source.is_ipv4() != facts.flow.source.is_ipv4() {
+                    other.source = facts.flow.source;
+                }
+                other.destination = facts.flow.destination;
+                other.ports = Ports::Known { source, destination: port };
+                Some(Like { flow: other, input: constant(facts.input), output: constant(facts.output) })
+            }
+            Dependence::Flow => None,
+        }
+    }
+
+    fn facts<'a>(&'a self, facts: &Facts<'a>) -> Facts<'a> {
+        Facts { flow: &self.flow, input: self.input, output: self.output, ..*facts }
+    }
+}
+
+fn constant(device: Device<'_>) -> Device<'static> {
+    match device {
+        Device::None => Device::None,
+        Device::Unknown => Device::Unknown,
+        Device::Named(name) => {
+            Device::Named(["eth0", "docker0", "eth12"].into_iter().find(|known| *known == name).unwrap())
+        }
     }
 }
 

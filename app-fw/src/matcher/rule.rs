@@ -11,11 +11,11 @@ use shared::rule::{
     TimeWindow, Unit,
 };
 use shared::set::{Elements, Set, SetName};
-use shared::{Digest, Flow, Match, Ports, Predicate, Rule, Selector, Verdict};
+use shared::{Digest, Flow, Match, Ports, Predicate, Protocol, Rule, Selector, Verdict};
 use smallvec::SmallVec;
 
 use super::ranges::{Nets, Ranges};
-use super::{Device, Facts, Made, Owner, Tri};
+use super::{Dependence, Device, Facts, Made, Owner, Tri};
 
 /// Named sets, ready to be asked.
 #[derive(Clone, Debug, Default)]
@@ -355,7 +355,41 @@ fn passes(patterns: &[Interface], device: Device<'_>) -> Tri {
     }
 }
 
+/// What a rule asks of packets of one protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asking {
+    /// Nothing of theirs matters: it holds for none.
+    OfNone,
+    /// Nothing: it holds for all.
+    OfAll,
+    /// Whether it holds depends on so much of them.
+    Of(Dependence),
+}
+
 impl ActiveRule {
+    /// What it asks of packets of a protocol. What it asks of owners and of its rate is left out.
+    pub(super) fn asking(&self, protocol: Protocol) -> Asking {
+        let mut asking = Asking::OfAll;
+        for Check { negated, ask } in self.checks.iter().filter(|check| check.ask.part() == Part::Packet) {
+            let of_ask = match ask {
+                Ask::Protocol(protocols) if protocols.contains(&protocol.0) == *negated => return Asking::OfNone,
+                Ask::Fixed(holds) if holds == negated => return Asking::OfNone,
+                // A packet's namespace is known from where it is met.
+                Ask::Protocol(_) | Ask::Fixed(_) => continue,
+                Ask::Netns(_) | Ask::Broken => Dependence::Nothing,
+                Ask::Destination(_) | Ask::DestinationPort(_) | Ask::Input(_) | Ask::Output(_) => {
+                    Dependence::Destination
+                }
+                _ => Dependence::Flow,
+            };
+            asking = match asking {
+                Asking::Of(before) => Asking::Of(before.max(of_ask)),
+                _ => Asking::Of(of_ask),
+            };
+        }
+        asking
+    }
+
     /// Makes a rule ready. `open` tells whether it is such a time of the week now: when that changes, the rule is to be
     /// made anew.
     pub fn new(

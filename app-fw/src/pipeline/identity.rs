@@ -303,7 +303,7 @@ impl Identity {
     }
 
     /// The only process that matters, if there is one.
-    fn sole(&self) -> Option<(&Arc<Image>, &Whose)> {
+    pub(super) fn sole(&self) -> Option<(&Arc<Image>, &Whose)> {
         match (&self.images[..], &self.whose[..], self.owners.undetermined) {
             ([Ok(image)], [whose], None) => Some((image, whose)),
             _ => None,
@@ -317,7 +317,14 @@ pub(super) struct Asked {
     image: Arc<Image>,
     whose: Whose,
     view: Arc<View>,
-    residual: Arc<Residual>,
+    pub(super) residual: Arc<Residual>,
+}
+
+impl Asked {
+    /// Whether it says what these rules left to ask of such a process.
+    pub(super) fn is_of(&self, image: &Arc<Image>, whose: &Whose, view: &Arc<View>) -> bool {
+        Arc::ptr_eq(&self.image, image) && Arc::ptr_eq(&self.view, view) && self.whose == *whose
+    }
 }
 
 impl Pipeline {
@@ -326,9 +333,7 @@ impl Pipeline {
         let owners = identity.owners();
         let Some((image, whose)) = identity.sole() else { return view.residual(&owners).judge(facts, &owners) };
         if let Some(asked) = self.of_rules.asked.get(&image.process)
-            && Arc::ptr_eq(&asked.image, image)
-            && Arc::ptr_eq(&asked.view, view)
-            && asked.whose == *whose
+            && asked.is_of(image, whose, view)
         {
             return asked.residual.judge(facts, &owners);
         }
