@@ -85,7 +85,7 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *map
    also counts as a user for a moment: then the wide generation moves for nothing. */
 static __always_inline u32 of_whoever_shares(struct task_struct *task)
 {
-	return task->mm->mm_users.counter > task->signal->live.counter ? IN_FLIGHT_WIDE : 0;
+	return BPF_CORE_READ(task, mm, mm_users.counter) > threads_of(task) ? IN_FLIGHT_WIDE : 0;
 }
 
 static __always_inline u32 sheds_something(struct task_struct *task)
@@ -101,7 +101,7 @@ static __always_inline u32 sheds_executable(struct task_struct *task, unsigned l
 	struct unmapped found = {};
 	unsigned long end = start + length;
 
-	if (!task->mm || end < start)
+	if (!BPF_CORE_READ(task, mm) || end < start)
 		return 0;
 	for (int i = 0; i < MAPPINGS_LOOKED_AT; i++) {
 		if (bpf_find_vma(task, start, look_at_mapping, &found, 0) || found.executable)
@@ -153,18 +153,18 @@ static __always_inline u32 moves_mapping(struct task_struct *task, unsigned long
 
 static __always_inline u32 sets_break(struct task_struct *task, unsigned long to)
 {
-	unsigned long from = task->mm ? task->mm->brk : 0;
+	unsigned long from = BPF_CORE_READ(task, mm) ? BPF_CORE_READ(task, mm, brk) : 0;
 
 	return to && to < from ? sheds_executable(task, to, from - to) : 0;
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
 {
-	struct fdtable *table = task->files->fdt;
-	struct file **files = table->fd;
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd);
 	struct file *file = 0;
 
-	if (fd >= table->max_fds || bpf_probe_read_kernel(&file, sizeof(file), files + fd))
+	if (fd >= BPF_CORE_READ(table, max_fds) || bpf_probe_read_kernel(&file, sizeof(file), files + fd))
 		return 0;
 	return file;
 }
@@ -213,11 +213,11 @@ static __always_inline void note_accepted(struct task_struct *task, long fd)
 	if (fd < 0 || !slot || !all)
 		return;
 	accepted.creator = tgid;
-	accepted.creator_start = task->group_leader->start_boottime;
+	accepted.creator_start = start_of(task);
 	accepted.process_generation = *(volatile u64 *)&slot->generation;
 	accepted.wide_generation = *(volatile u64 *)&all->generation;
 	accepted.lost_writers = *(volatile u64 *)&all->lost_writers;
-	if (task->files->count.counter > task->signal->live.counter)
+	if (BPF_CORE_READ(task, files, count.counter) > threads_of(task))
 		accepted.flags |= CREATED_SHARED_TABLE;
 	file = file_of(task, fd);
 	sk = socket_in(file);
@@ -605,7 +605,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		u32 kind = bypass_socket_made(task, regs, nr, ret);
 
 		if (kind)
-			tell(kind, task->tgid, task->group_leader->start_boottime, task->nsproxy->net_ns->ns.inum);
+			tell(kind, task->tgid, start_of(task), BPF_CORE_READ(task, nsproxy, net_ns, ns.inum));
 	}
 	if (!watched(nr))
 		return 0;
@@ -633,7 +633,7 @@ int distrust_running(struct bpf_iter__task *ctx)
 	struct pt_regs *regs;
 	u32 nr, what;
 
-	if (!task || !task->mm)
+	if (!task || !BPF_CORE_READ(task, mm))
 		return 0;
 	if (task->io_uring)
 		distrust_process(task->tgid, UNRELIABLE_HOLDER);

@@ -58,7 +58,7 @@ int BPF_PROG(on_sent, struct sock *sk)
 	if (!slot || !all)
 		return 0;
 	caller.tgid = task->tgid;
-	caller.start = task->group_leader->start_boottime;
+	caller.start = start_of(task);
 	caller.exec_generation = *(volatile u64 *)&slot->exec_generation;
 	known = bpf_map_lookup_elem(&unfinished, &cookie);
 	if (!known)
@@ -122,7 +122,7 @@ static __always_inline bool finishes_anothers(struct task_struct *task, u64 exec
 	known = bpf_map_lookup_elem(&unfinished, &cookie);
 	if (!known)
 		return is_udp(protocol) || *(volatile u64 *)&all->lost_unfinished;
-	foreign = known->mixed || known->tgid != (u32)task->tgid || known->start != task->group_leader->start_boottime ||
+	foreign = known->mixed || known->tgid != (u32)task->tgid || known->start != start_of(task) ||
 		      known->exec_generation != exec_generation;
 	/* setsockopt() also sends it, and no more is heard of it then. */
 	if (is_udp(protocol))

@@ -44,7 +44,7 @@ _Static_assert(sizeof(struct socket_record) == 88, "mirrored in src/layout.rs");
 static __always_inline void show_socket(struct seq_file *seq, struct task_struct *task, struct file *file,
 					struct sock *sk, u32 fd, u32 unlike, u64 cookie)
 {
-	struct files_struct *table = task->files, *leaders = task->group_leader->files;
+	struct files_struct *table = BPF_CORE_READ(task, files), *leaders = BPF_CORE_READ(task, group_leader, files);
 	struct socket_record record = {};
 
 	record.family = BPF_CORE_READ(sk, __sk_common.skc_family);
@@ -52,7 +52,7 @@ static __always_inline void show_socket(struct seq_file *seq, struct task_struct
 		return;
 	record.tgid = task->tgid;
 	record.fd = fd;
-	record.start = task->group_leader->start_boottime;
+	record.start = start_of(task);
 	record.inode = BPF_CORE_READ(file, f_inode, i_ino);
 	record.cookie = cookie;
 	record.file_refs = references(file) - unlike;
@@ -61,7 +61,7 @@ static __always_inline void show_socket(struct seq_file *seq, struct task_struct
 	record.protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol);
 	record.state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	/* If the first thread has ended, each of the others shows what they hold together. */
-	if (table->count.counter > task->signal->live.counter || !leaders)
+	if (BPF_CORE_READ(table, count.counter) > threads_of(task) || !leaders)
 		record.flags |= RECORD_SHARED_TABLE;
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only))
 		record.flags |= RECORD_IPV6_ONLY;
@@ -94,7 +94,7 @@ static __always_inline struct io_ring_ctx *ring_of(struct file *file)
 	char found[sizeof(name)] = {};
 
 	/* Of each open file of the machine: no call of a helper here. */
-	if (file->f_inode->i_sb->s_magic != ANON_INODE_FS_MAGIC)
+	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != ANON_INODE_FS_MAGIC)
 		return 0;
 	bpf_probe_read_kernel_str(found, sizeof(found), BPF_CORE_READ(file, f_path.dentry, d_name.name));
 	for (u32 i = 0; i < sizeof(name); i++)
@@ -180,8 +180,8 @@ int dump_bypass_sockets(struct bpf_iter__task_file *ctx)
 		return 0;
 	record.tgid = task->tgid;
 	record.netns = sk->__sk_common.skc_net.net->ns.inum;
-	record.start = task->group_leader->start_boottime;
-	record.inode = file->f_inode->i_ino;
+	record.start = start_of(task);
+	record.inode = BPF_CORE_READ(file, f_inode, i_ino);
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }
@@ -333,17 +333,17 @@ int dump_holders(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	files = task->files;
-	if (!files || (task != task->group_leader && files == task->group_leader->files))
+	files = BPF_CORE_READ(task, files);
+	if (!files || (task != BPF_CORE_READ(task, group_leader) && files == BPF_CORE_READ(task, group_leader, files)))
 		return 0;
 	look.sought = bpf_map_lookup_elem(&sought_files, &thread);
 	if (!look.sought)
 		return 0;
 	look.seq = ctx->meta->seq;
 	look.task = task;
-	table = files->fdt;
-	look.entries = (u64)table->fd;
-	look.count = table->max_fds;
+	table = BPF_CORE_READ(files, fdt);
+	look.entries = (u64)BPF_CORE_READ(table, fd);
+	look.count = BPF_CORE_READ(table, max_fds);
 	bpf_loop(MAX_FILES / POINTERS, look_at_descriptors, &look, 0);
 	return 0;
 }

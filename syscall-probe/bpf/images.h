@@ -79,7 +79,7 @@ static __always_inline struct change *new_change(u32 kind, struct task_struct *t
 	__builtin_memset(change, 0, sizeof(*change));
 	change->kind = kind;
 	change->tgid = task->tgid;
-	change->start = task->group_leader->start_boottime;
+	change->start = start_of(task);
 	change->image_generation = slot ? *(volatile u64 *)&slot->image_generation : 0;
 	return change;
 }
@@ -137,7 +137,7 @@ static __always_inline void tell_object(u32 kind, struct task_struct *task, cons
 /* Where the loader is; 0: there is none, or it chose its own place. */
 static __always_inline unsigned long loader_of(struct task_struct *task)
 {
-	const unsigned long *vector = (const unsigned long *)&task->mm->saved_auxv;
+	const unsigned long *vector = (const unsigned long *)&BPF_CORE_READ(task, mm)->saved_auxv;
 	unsigned long entry[2];
 
 	for (int i = 0; i < AUXILIARY; i++) {
@@ -158,7 +158,7 @@ static __always_inline void tell_program(struct task_struct *task)
 	struct mapped program = {}, loader = {}, running = {};
 	unsigned long base = loader_of(task);
 
-	if (!base || bpf_find_vma(task, task->mm->start_code, look_at_object, &program, 0) ||
+	if (!base || bpf_find_vma(task, BPF_CORE_READ(task, mm, start_code), look_at_object, &program, 0) ||
 	    bpf_find_vma(task, base, look_at_object, &loader, 0) ||
 	    bpf_find_vma(task, regs->ip, look_at_object, &running, 0) || !program.known || !program.executable ||
 	    !program.object.inode || !loader.known || !loader.object.inode ||
@@ -180,8 +180,8 @@ static __always_inline void tell_fork(struct task_struct *parent, struct task_st
 	if (!change)
 		return;
 	change->parent = parent->tgid;
-	change->parent_start = parent->group_leader->start_boottime;
-	change->flags = parent->mm == child->mm ? CHANGE_SHARED : 0;
+	change->parent_start = start_of(parent);
+	change->flags = BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm) ? CHANGE_SHARED : 0;
 	submit(change);
 }
 

@@ -66,7 +66,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int former_pid)
 	if (note)
 		count_end(former, *note);
 	trust_new_image(task->tgid);
-	tell(EVENT_EXEC, task->tgid, task->group_leader->start_boottime, 0);
+	tell(EVENT_EXEC, task->tgid, start_of(task), 0);
 	return 0;
 }
 
@@ -80,7 +80,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		return 0;
 	/* One descriptor table for two processes (clone(CLONE_FILES)): what either opens the other holds, without
 	   any call of its own. */
-	if (parent->files == child->files) {
+	if (BPF_CORE_READ(parent, files) == BPF_CORE_READ(child, files)) {
 		distrust_process(parent->tgid, UNRELIABLE_HOLDER);
 		distrust_process(child->tgid, UNRELIABLE_HOLDER);
 	} else {
@@ -92,7 +92,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (childs)
 		move(&childs->standing_generation);
 	/* What a call of the parent maps when it goes on is the child's too, and the call counts as the parent's alone. */
-	if (parent->mm == child->mm && slot && *(volatile s32 *)&slot->image_in_flight)
+	if (BPF_CORE_READ(parent, mm) == BPF_CORE_READ(child, mm) && slot && *(volatile s32 *)&slot->image_in_flight)
 		distrust_process(child->tgid, UNRELIABLE_IMAGE);
 	tell_fork(parent, child);
 	return 0;
@@ -127,7 +127,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		move_at_end(*note);
 		count_end(thread, *note);
 	}
-	if (task->signal->live.counter > 0)
+	if (threads_of(task) > 0)
 		return 0;
 	end_cache(task->tgid);
 	move_process(task->tgid);

@@ -49,12 +49,12 @@ int on_queued(struct __sk_buff *message)
 	sender->flags = task->ptrace ? SENDER_TRACED : 0;
 	if (!*(volatile u32 *)&slot->unreliable_images && !*(volatile s32 *)&slot->image_in_flight)
 		sender->flags |= SENDER_SETTLED;
-	sender->start = task->group_leader->start_boottime;
+	sender->start = start_of(task);
 	sender->image_generation = *(volatile u64 *)&slot->image_generation;
 	sender->shed_generation = *(volatile u64 *)&slot->shed_generation;
-	if (task->mm && task->mm->mm_users.counter > task->signal->live.counter)
+	if (BPF_CORE_READ(task, mm) && BPF_CORE_READ(task, mm, mm_users.counter) > threads_of(task))
 		sender->flags |= SENDER_SHARED;
-	if (task->mm && finishes_anothers(task, *(volatile u64 *)&slot->exec_generation))
+	if (BPF_CORE_READ(task, mm) && finishes_anothers(task, *(volatile u64 *)&slot->exec_generation))
 		sender->flags |= SENDER_FINISHED;
 	sender->uid = BPF_CORE_READ(task, real_cred, euid.val);
 	sender->gid = BPF_CORE_READ(task, real_cred, egid.val);

@@ -37,17 +37,17 @@ static __always_inline void note_writer(struct sock *sk)
 		return;
 	/* A thread of the kernel writes for somebody: whose data a socket map or a file system puts into a socket that a process
 	   made nobody can tell. The kernel's own sockets have no open file. */
-	if (!task->mm && !BPF_CORE_READ(sk, sk_socket, file))
+	if (!BPF_CORE_READ(task, mm) && !BPF_CORE_READ(sk, sk_socket, file))
 		return;
-	start = task->group_leader->start_boottime;
+	start = start_of(task);
 	wrote = *(volatile u64 *)&slot->exec_generation;
 	known = bpf_map_lookup_elem(&writers, &cookie);
-	if (!task->mm && known) {
+	if (!BPF_CORE_READ(task, mm) && known) {
 		known->count = WRITERS + 1;
 		return;
 	}
 	if (!known) {
-		first.count = task->mm ? 1 : WRITERS + 1;
+		first.count = BPF_CORE_READ(task, mm) ? 1 : WRITERS + 1;
 		first.writers[0].tgid = tgid;
 		first.writers[0].start = start;
 		first.writers[0].wrote = wrote;

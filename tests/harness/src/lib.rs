@@ -27,6 +27,7 @@ pub mod actor;
 pub mod counter;
 pub mod daemon;
 pub mod docker;
+pub mod kernel_cache;
 pub mod netns;
 pub mod process;
 pub mod programs;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::kernel_cache;
 use crate::process::{Captured, inside, run, wait_readable};
 
 const ROOT: &str = "/run/netns";
@@ -221,6 +222,7 @@ pub fn sweep(prefix: &str, temporary: &Path) -> Result<Vec<String>> {
     }
     for name in leftovers(temporary, prefix) {
         let path = temporary.join(&name);
+        kernel_cache::sweep(&path);
         match fs::remove_dir_all(&path) {
             Ok(()) => removed.push(path.display().to_string()),
             Err(_) if !path.exists() => {}

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::counter::Place;
 use crate::daemon::Files;
+use crate::kernel_cache::{self, Bpffs};
 use crate::netns::{Namespace, Port, present, sweep};
 use crate::process::{Captured, run};
 use crate::programs::copy_with_other_digest;
@@ -85,6 +86,8 @@ pub struct World {
     local: Namespace,
     peer: Namespace,
     router: Option<Namespace>,
+    /// Goes before the folder.
+    bpffs: OnceLock<Bpffs>,
     folder: TempDir,
     programs: Programs,
     names: AtomicU32,
@@ -129,6 +132,7 @@ impl World {
             local: Namespace::create(&format!("{name}-a"))?,
             peer: Namespace::create(&format!("{name}-b"))?,
             router: if routed { Some(Namespace::create(&format!("{name}-r"))?) } else { None },
+            bpffs: OnceLock::new(),
             folder,
             programs,
             names: AtomicU32::new(0),
@@ -264,13 +268,39 @@ impl World {
         self.daemon_in(Ns::Local, self.files(), arguments)
     }
 
-    /// Starts a daemon in any of the namespaces with files of its own ([`Files::named`]).
+    /// Starts a daemon in any of the namespaces with files of its own ([`Files::named`]). Unless the arguments say
+    /// otherwise, or [`kernel_cache::SWITCH`] does, packets for the default queues meet its verdict cache before.
     ///
     /// # Errors
     /// As [`Daemon::start`].
     pub fn daemon_in(&self, ns: Ns, files: Files, arguments: &[&str]) -> Result<Daemon> {
-        Daemon::start(self.namespace(ns), &self.programs.path("app-fw")?, files, arguments)
-            .with_context(|| format!("world `{}`", self.label))
+        let program = self.programs.path("app-fw")?;
+        let has_none = |argument: &&str| ["--no-probe", "--kernel-cache", "--pins"].contains(argument);
+        let start = |more: &[&str]| {
+            let arguments: Vec<&str> = arguments.iter().chain(more).copied().collect();
+            Daemon::start(self.namespace(ns), &program, files.clone(), &arguments)
+                .with_context(|| format!("world `{}`", self.label))
+        };
+        if arguments.iter().any(|argument| has_none(&argument)) {
+            return start(&[]);
+        }
+        if !kernel_cache::is_wanted() {
+            return start(&["--kernel-cache", "off"]);
+        }
+        let pins = self.pins(&files)?;
+        let daemon = start(&["--pins", pins.to_str().context("a strange path")?])?;
+        kernel_cache::precede_queues(self.namespace(ns), &pins)?;
+        Ok(daemon)
+    }
+
+    /// Where a daemon's programs are.
+    fn pins(&self, files: &Files) -> Result<PathBuf> {
+        if self.bpffs.get().is_none() {
+            // Two daemons are not started at once.
+            drop(self.bpffs.set(Bpffs::mount(self.folder())?));
+        }
+        let bpffs = self.bpffs.get().context("a bpffs")?;
+        Ok(bpffs.path().join(files.database.file_stem().context("a database without a name")?))
     }
 
     /// Runs ctl-fw in the local namespace against the world's daemon.
@@ -440,7 +470,12 @@ impl World {
             argv.extend(["-j", "NFQUEUE", "--queue-num", &number]);
             self.run(ns, &argv, LIMIT)?.ok()?;
         }
-        Ok(())
+        // A daemon that is started later does it then.
+        let pins = self.bpffs.get().map(|bpffs| bpffs.path().join("app-fw"));
+        match pins.filter(|pins| pins.exists()) {
+            Some(pins) => kernel_cache::precede_queues(self.namespace(ns), &pins),
+            None => Ok(()),
+        }
     }
 
     /// Counts packets that arrive at the peer and match an nftables expression, from now on.
