@@ -19,6 +19,8 @@ mod images;
 mod learning;
 #[path = "blackbox/line.rs"]
 mod line;
+#[path = "blackbox/model.rs"]
+mod model;
 #[path = "blackbox/owners.rs"]
 mod owners;
 #[path = "blackbox/pair.rs"]

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use crossbeam_channel::{Receiver, bounded, select};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Group;
 use shared::{Chain, Digest};
-use syscall_probe::{DecodeError, Event, EventKind, Events, Options, Probe};
+use syscall_probe::{DecodeError, Event, EventKind, Events, Hook, Options, Probe};
 use tokio::io::Interest;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,7 +24,7 @@ use crate::explain::Explainer;
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Policy};
-use crate::kernel_cache::{self, KernelCache};
+use crate::kernel_cache::{HEARTBEAT, KernelCache};
 use crate::learn::Recorder;
 use crate::matcher::{Defaults, Ruleset};
 use crate::namespaces::Namespaces;
@@ -103,13 +102,14 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     let store = Store::open(&args.db)?;
     let signatures = signatures(args)?;
     let mut probe = load_probe(args);
-    let report = ProbeReport::new(probe.as_ref().map_err(Clone::clone));
-    report.sentences().iter().for_each(|sentence| tracing::warn!("{sentence}"));
     // Before any thread starts: see Queue::bind.
     let queues = bind_queues(args, signatures.as_deref())?;
-    if let (Ok(probe), Some(directory), Switch::On) = (&mut probe, &args.pins, args.kernel_cache) {
-        pin(probe, directory).unwrap_or_else(|error| tracing::warn!("no verdict cache in the kernel: {error}"));
+    let cache = kernel_cache(args, probe.as_mut().map_err(|why| why.clone()));
+    if let (Err(why), Switch::On) = (&cache, args.kernel_cache) {
+        tracing::warn!("no verdict cache in the kernel: {why}");
     }
+    let report = ProbeReport::new(probe.as_ref().map_err(Clone::clone), cache);
+    report.sentences().iter().for_each(|sentence| tracing::warn!("{sentence}"));
     if let Ok(probe) = &mut probe {
         let watched = queues.iter().try_for_each(|(_, queue)| probe.watch_queue(queue.socket()));
         watched.unwrap_or_else(|error| tracing::warn!("{error}"));
@@ -124,10 +124,21 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     served.and(started.stop())
 }
 
-/// Puts the programs of the verdict cache where iptables finds them.
-fn pin(probe: &mut Probe, directory: &Path) -> Result<(), String> {
+/// The verdict cache, its programs where iptables finds them, or why there is none.
+fn kernel_cache(args: &Args, probe: Result<&mut Probe, String>) -> Result<Arc<KernelCache>, String> {
+    if args.kernel_cache == Switch::Off {
+        return Err("--kernel-cache off was given".into());
+    }
+    let directory = args.pins.as_ref().ok_or("--pins was not given")?;
+    let probe = probe?;
+    let why_not = || {
+        let missing = probe.missing().iter().find(|(hook, _)| *hook == Hook::Cache);
+        missing.map_or("the probe has none".into(), |(_, why)| why.clone())
+    };
+    let cache = probe.cache().ok_or_else(why_not)?;
     std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    probe.pin_cache(directory)
+    probe.pin_cache(directory)?;
+    Ok(Arc::new(KernelCache::new(cache)))
 }
 
 fn load_probe(args: &Args) -> Result<Probe, String> {
@@ -214,8 +225,7 @@ fn start(
     let digests = store.digests()?;
     let (store, hub) = (Arc::new(Mutex::new(store)), Arc::new(Hub::default()));
     let registrar = Arc::new(Registrar::new(store.clone(), namespaces.clone(), defaults, hub.clone())?);
-    let kernel = probe.filter(|_| args.kernel_cache == Switch::On).and_then(Probe::cache);
-    let kernel = kernel.map(|cache| Arc::new(KernelCache::new(cache)));
+    let kernel = report.kernel_cache().ok().cloned();
     kernel.iter().for_each(|kernel| registrar.keep_kernel_true(kernel.clone()));
     let rules = registrar.in_force();
     let (fresh, to_keep) = bounded(FRESH_DIGESTS);
@@ -484,7 +494,7 @@ async fn keep_counters(registrar: &Arc<Registrar>) {
 /// Lets the kernel know that the daemon is alive.
 async fn keep_alive(kernel: Option<&KernelCache>) {
     let Some(kernel) = kernel else { return std::future::pending().await };
-    let mut beat = tokio::time::interval(kernel_cache::HEARTBEAT);
+    let mut beat = tokio::time::interval(HEARTBEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;

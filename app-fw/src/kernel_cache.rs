@@ -1,9 +1,12 @@
 //! Answers that the kernel may use without asking: where they are kept, who keeps them true, and what their rules count.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
-use syscall_probe::{Cache, CacheCount, CachedChain, CachedVerdict, Stamp};
+use shared::Chain;
+use shared::control::{CachedPackets, KernelCacheStatus};
+use syscall_probe::{Cache, CacheCount, CachedChain, CachedVerdict, MISSES, Stamp};
 
 use crate::matcher::RuleState;
 
@@ -99,8 +102,21 @@ impl KernelCache {
         }
     }
 
-    /// What packets of a chain found so far.
-    pub fn count(&self, chain: CachedChain) -> CacheCount {
-        self.cache.count(chain)
+    /// What packets found so far.
+    pub fn status(&self) -> KernelCacheStatus {
+        let of_chain = |cached: CachedChain| {
+            let count = self.cache.count(cached);
+            let missed: BTreeMap<String, u64> =
+                MISSES.iter().zip(count.misses).filter(|(_, count)| *count > 0).map(|(why, n)| ((*why).into(), n)).collect();
+            let chain = match cached {
+                CachedChain::Output => Chain::Output,
+                CachedChain::Input => Chain::Input,
+                CachedChain::Forward => Chain::Forward,
+            };
+            let CacheCount { accepted, dropped, .. } = count;
+            let was_met = accepted > 0 || dropped > 0 || !missed.is_empty();
+            was_met.then_some(CachedPackets { chain, accepted, dropped, missed })
+        };
+        KernelCacheStatus { why_not: None, chains: CachedChain::ALL.into_iter().filter_map(of_chain).collect() }
     }
 }

@@ -559,6 +559,9 @@ pub struct Status {
     pub audit: bool,
     /// What the eBPF probe does.
     pub probe: ProbeStatus,
+    /// The verdict cache in the kernel.
+    #[serde(default)]
+    pub kernel_cache: KernelCacheStatus,
     /// One for each queue.
     pub queues: Vec<QueueStatus>,
     /// Events left out by the rate limit or a full journal.
@@ -614,6 +617,30 @@ pub struct MissingHook {
     pub hook: String,
     /// Why.
     pub why: String,
+}
+
+/// The verdict cache in the kernel.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct KernelCacheStatus {
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+    /// What packets met there, by chain; chains that no packet of which it has seen are left out.
+    #[serde(default)]
+    pub chains: Vec<CachedPackets>,
+}
+
+/// What packets of a chain met in the cache.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CachedPackets {
+    /// The chain.
+    pub chain: Chain,
+    /// Accepted there.
+    pub accepted: u64,
+    /// Dropped there.
+    pub dropped: u64,
+    /// Sent on to the queue, by the reason why.
+    pub missed: std::collections::BTreeMap<String, u64>,
 }
 
 /// One queue.

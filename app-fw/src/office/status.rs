@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shared::Chain;
-use shared::control::{MissingHook, ProbeStatus, QueueStatus, Status};
+use shared::control::{KernelCacheStatus, MissingHook, ProbeStatus, QueueStatus, Status};
 use syscall_probe::{Generations, Hook, Probe};
 
 use crate::bypass::Bypass;
 use crate::image::Digests;
+use crate::kernel_cache::KernelCache;
 use crate::matcher::Ruleset;
 use crate::queue::Queue;
 use crate::worker::Counters;
@@ -30,11 +31,12 @@ pub struct ProbeReport {
     missing: Vec<MissingHook>,
     cost: Vec<String>,
     generations: Option<Generations>,
+    kernel_cache: Result<Arc<KernelCache>, String>,
 }
 
 impl ProbeReport {
-    /// `probe`, or why there is none.
-    pub fn new(probe: Result<&Probe, String>) -> ProbeReport {
+    /// `probe` and its verdict cache, or why there is none.
+    pub fn new(probe: Result<&Probe, String>, kernel_cache: Result<Arc<KernelCache>, String>) -> ProbeReport {
         match probe {
             Err(why_not) => ProbeReport {
                 loaded: false,
@@ -46,6 +48,7 @@ impl ProbeReport {
                         .into(),
                 ],
                 generations: None,
+                kernel_cache,
             },
             Ok(probe) => {
                 let missing = |(hook, why): &(_, String)| MissingHook { hook: format!("{hook}"), why: why.clone() };
@@ -55,9 +58,15 @@ impl ProbeReport {
                     missing: probe.missing().iter().map(missing).collect(),
                     cost: cost(probe),
                     generations: Some(probe.generations()),
+                    kernel_cache,
                 }
             }
         }
+    }
+
+    /// The verdict cache in the kernel, or why there is none.
+    pub fn kernel_cache(&self) -> Result<&Arc<KernelCache>, &str> {
+        self.kernel_cache.as_ref().map_err(String::as_str)
     }
 
     /// For the log at start; empty if nothing is missing.
@@ -166,6 +175,10 @@ impl Premises {
             rules: rules.len(),
             audit: self.audit,
             probe: self.probe.status(),
+            kernel_cache: match self.probe.kernel_cache() {
+                Ok(kernel) => kernel.status(),
+                Err(why_not) => KernelCacheStatus { why_not: Some(why_not.into()), chains: Vec::new() },
+            },
             queues: self.posts.iter().map(Post::status).collect(),
             events_omitted: (self.events_omitted)(),
             digests: self.digests.len(),

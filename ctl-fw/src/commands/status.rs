@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use shared::control::{Answer, BypassHolder, BypassSocket, ProbeStatus, Request, Status};
+use shared::control::{
+    Answer, BypassHolder, BypassSocket, CachedPackets, KernelCacheStatus, ProbeStatus, Request, Status,
+};
 
 use crate::Exit;
 use crate::session::Session;
@@ -36,6 +38,7 @@ fn status(out: &mut dyn Write, status: &Status, style: Style) -> io::Result<()> 
     writeln!(out, "events   {} left out", status.events_omitted)?;
     writeln!(out, "clock    {}", status.clock)?;
     write_probe(out, &status.probe)?;
+    write_cache(out, &status.kernel_cache)?;
     write_bypass(out, &status.bypass_capable)?;
     if status.queues.is_empty() {
         return Ok(());
@@ -87,6 +90,30 @@ fn write_probe(out: &mut dyn Write, probe: &ProbeStatus) -> io::Result<()> {
     }
     for cost in &probe.cost {
         writeln!(out, "         {cost}")?;
+    }
+    Ok(())
+}
+
+/// How many packets were settled in the kernel, and why others were not.
+fn write_cache(out: &mut dyn Write, cache: &KernelCacheStatus) -> io::Result<()> {
+    if let Some(why) = &cache.why_not {
+        return writeln!(out, "cache    none in the kernel: {why}");
+    }
+    let settled: u64 = cache.chains.iter().map(|chain| chain.accepted + chain.dropped).sum();
+    let missed: u64 = cache.chains.iter().flat_map(|chain| chain.missed.values()).sum();
+    let all = settled + missed;
+    if all == 0 {
+        return writeln!(out, "cache    no packet has met it: no rule of iptables calls its programs");
+    }
+    // In tenths of a percent, rounded down: 100 % is said only where nothing was missed.
+    let share = u128::from(settled) * 1000 / u128::from(all);
+    writeln!(out, "cache    {settled} of {all} packets settled in the kernel ({}.{} %)", share / 10, share % 10)?;
+    for chain in &cache.chains {
+        let CachedPackets { chain, accepted, dropped, missed } = chain;
+        let sum: u64 = missed.values().sum();
+        write!(out, "         {chain}: accepted {accepted}, dropped {dropped}, to the queue {sum}")?;
+        let reasons: Vec<_> = missed.iter().map(|(why, count)| format!("{why} {count}")).collect();
+        writeln!(out, "{}{}", if reasons.is_empty() { "" } else { ": " }, reasons.join(", "))?;
     }
     Ok(())
 }
@@ -154,6 +181,15 @@ mod tests {
                 cost: vec!["slower".into()],
                 lost_events: 0,
             },
+            kernel_cache: KernelCacheStatus {
+                why_not: None,
+                chains: vec![CachedPackets {
+                    chain: Chain::Output,
+                    accepted: 996,
+                    dropped: 2,
+                    missed: [("unknown".to_string(), 1), ("process".to_string(), 1)].into(),
+                }],
+            },
             queues: vec![queue],
             events_omitted: 0,
             digests: 5,
@@ -174,6 +210,8 @@ mod tests {
             "app-fw 0.1.0, pid 42, up 1:02:03",
             "missing hook fork: no BTF",
             "slower",
+            "cache    998 of 1000 packets settled in the kernel (99.8 %)\n",
+            "OUTPUT: accepted 996, dropped 2, to the queue 2: process 1, unknown 1\n",
             "2048 KiB",
             "exec 3",
             "bypass   2 sockets",
@@ -186,5 +224,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), state);
         let unloaded = ProbeStatus { loaded: false, why_not: Some("no root".into()), ..state.probe.clone() };
         assert!(shown(|out| write_probe(out, &unloaded)).contains("not loaded: no root"));
+        let none = KernelCacheStatus { why_not: Some("no bpffs".into()), chains: Vec::new() };
+        assert!(shown(|out| write_cache(out, &none)).contains("none in the kernel: no bpffs"));
+        assert!(shown(|out| write_cache(out, &KernelCacheStatus::default())).contains("no packet has met it"));
     }
 }
