@@ -3,6 +3,8 @@
 
 #[path = "blackbox/bypasses/mod.rs"]
 mod bypasses;
+#[path = "blackbox/cache.rs"]
+mod cache;
 #[path = "blackbox/control.rs"]
 mod control;
 #[path = "blackbox/daemon.rs"]

@@ -23,7 +23,7 @@ use crate::control::{ControlError, GROUP, Hub, Server};
 use crate::explain::Explainer;
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
-use crate::journal::{Journal, Policy};
+use crate::journal::{Journal, Notices, Policy};
 use crate::kernel_cache::{HEARTBEAT, KernelCache};
 use crate::learn::Recorder;
 use crate::matcher::{Defaults, Ruleset};
@@ -284,7 +284,13 @@ fn start(
         bypass: bypass.clone(),
         clock: clock.name(),
         since: Instant::now(),
-        events_omitted: Box::new(journal.omitted()),
+        events_omitted: {
+            let (omitted, notices, kernel) = (journal.omitted(), journal.notices(), kernel.clone());
+            Box::new(move || {
+                kernel.iter().for_each(|kernel| notices.leave_out(kernel.take_untold()));
+                omitted()
+            })
+        },
     };
     let explainer = Explainer { means: means.clone(), investigators: investigators.clone() };
     let office = Arc::new(Office { registrar, premises, hub, explainer, records });
@@ -465,7 +471,7 @@ fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), D
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 failed = failures.recv() => failure = failed,
                 () = watch_names(&started.namespaces, started.kernel.as_deref()) => {}
-                () = keep_alive(started.kernel.as_deref()) => {}
+                () = keep_alive(started.kernel.as_deref(), started.journal.notices()) => {}
                 () = watch_processes(events, started) => {}
                 () = keep_chronicle(started) => {}
                 () = keep_time(started.office.registrar.clone()) => {}
@@ -491,14 +497,15 @@ async fn keep_counters(registrar: &Arc<Registrar>) {
     }
 }
 
-/// Lets the kernel know that the daemon is alive.
-async fn keep_alive(kernel: Option<&KernelCache>) {
+/// Lets the kernel know that the daemon is alive, and has events tell of what it has kept to itself.
+async fn keep_alive(kernel: Option<&KernelCache>, notices: Notices) {
     let Some(kernel) = kernel else { return std::future::pending().await };
     let mut beat = tokio::time::interval(HEARTBEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         beat.tick().await;
         kernel.renew();
+        notices.leave_out(kernel.take_untold());
     }
 }
 

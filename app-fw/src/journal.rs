@@ -70,8 +70,12 @@ struct Omitted {
 
 impl Omitted {
     fn count(&self) {
-        self.since.fetch_add(1, Ordering::Relaxed);
-        self.total.fetch_add(1, Ordering::Relaxed);
+        self.count_many(1);
+    }
+
+    fn count_many(&self, events: u64) {
+        self.since.fetch_add(events, Ordering::Relaxed);
+        self.total.fetch_add(events, Ordering::Relaxed);
     }
 }
 
@@ -141,6 +145,13 @@ impl Notices {
     pub fn tell(&self, event: SocketEvent) {
         if self.entries.try_send(Entry::Socket(event)).is_err() {
             self.omitted.count();
+        }
+    }
+
+    /// Counts events that were left out elsewhere.
+    pub fn leave_out(&self, events: u64) {
+        if events > 0 {
+            self.omitted.count_many(events);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Answers that the kernel may use without asking: where they are kept, who keeps them true, and what their rules count.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::matcher::RuleState;
 /// How often the kernel is told that the daemon is alive.
 pub const HEARTBEAT: Duration = Duration::from_millis(125);
 
-/// How long packets are dropped before one is judged, and told of, again.
+/// How long the kernel may keep to itself what somebody wants to be told of, once it cannot be told.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The answers of one daemon.
@@ -21,6 +22,8 @@ const QUIET: Duration = Duration::from_secs(1);
 pub struct KernelCache {
     cache: Arc<Cache>,
     counted: Mutex<Counted>,
+    /// What [`KernelCache::take_untold`] has taken.
+    told: AtomicU64,
 }
 
 /// Which rule a counter is for.
@@ -35,7 +38,7 @@ struct Counted {
 impl KernelCache {
     /// Answers that hold from the first [`KernelCache::renew`] on.
     pub fn new(cache: Arc<Cache>) -> KernelCache {
-        KernelCache { cache, counted: Mutex::default() }
+        KernelCache { cache, counted: Mutex::default(), told: AtomicU64::new(0) }
     }
 
     /// The daemon is alive.
@@ -53,11 +56,17 @@ impl KernelCache {
         &self.cache
     }
 
-    /// Stores an answer that was found to hold after the stamp was taken. False if it could not, or the answer was there already.
-    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, rule: Option<&Arc<RuleState>>) -> bool {
+    /// Stores an answer that was found to hold after the stamp was taken. `wanted`: somebody wants to be told of each such packet,
+    /// and cannot be for now. False if it could not, or the answer was there already.
+    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, rule: Option<&Arc<RuleState>>, wanted: bool) -> bool {
         let Some(counter) = rule.map_or(Some(0), |rule| self.counter(rule)) else { return false };
-        let life = (verdict == CachedVerdict::Drop).then_some(QUIET);
-        self.cache.put(stamp, verdict, counter, life)
+        self.cache.put(stamp, verdict, counter, wanted.then_some(QUIET))
+    }
+
+    /// How many packets somebody was not told of who wanted to be, since the last call.
+    pub fn take_untold(&self) -> u64 {
+        let all = CachedChain::ALL.into_iter().map(|chain| self.cache.count(chain).untold).sum();
+        all - self.told.swap(all, Ordering::Relaxed).min(all)
     }
 
     /// The counter of a rule. `None`: there is none left, or somebody else is being given one, for whom no packet waits.
@@ -106,8 +115,12 @@ impl KernelCache {
     pub fn status(&self) -> KernelCacheStatus {
         let of_chain = |cached: CachedChain| {
             let count = self.cache.count(cached);
-            let missed: BTreeMap<String, u64> =
-                MISSES.iter().zip(count.misses).filter(|(_, count)| *count > 0).map(|(why, n)| ((*why).into(), n)).collect();
+            let missed: BTreeMap<String, u64> = MISSES
+                .iter()
+                .zip(count.misses)
+                .filter(|(_, count)| *count > 0)
+                .map(|(why, n)| ((*why).into(), n))
+                .collect();
             let chain = match cached {
                 CachedChain::Output => Chain::Output,
                 CachedChain::Input => Chain::Input,

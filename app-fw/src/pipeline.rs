@@ -669,7 +669,7 @@ impl Answer {
     fn may_be_kept(&self) -> bool {
         !self.judgement.momentary
             && self.identity.as_ref().map_or(self.lasts, |identity| {
-                identity.owners.may_be_kept()
+                identity.owners.may_be_kept(self.judgement.verdict.lets_pass())
                     && identity.images.iter().all(|image| image.as_ref().is_ok_and(|image| image.may_be_kept()))
                     && !identity.whose.iter().any(|whose| whose.fleeting)
             })
@@ -684,7 +684,7 @@ impl Answer {
             return if self.lasts { Ok(()) } else { Err(Stale::NotKept) };
         };
         let generations = generations.ok_or(Stale::NotKept)?;
-        identity.owners.check(generations)?;
+        identity.owners.check(generations, self.judgement.verdict.lets_pass())?;
         for image in &identity.images {
             let image = image.as_ref().map_err(|_| Stale::NotKept)?;
             if !image.is_current(generations) {

@@ -312,7 +312,7 @@ impl Worker {
         match self.pipeline.decide(&arrived, tell, patience) {
             Decision::Judged(answer) => {
                 self.settle(&arrived, queued.payload, &answer, now);
-                self.pipeline.lend(&arrived, &answer, tell);
+                self.pipeline.lend(&arrived, &answer, tell, self.reporter.concerns(&answer));
             }
             Decision::Wait(question) => {
                 let bytes = queued.payload.into();
@@ -387,7 +387,7 @@ impl Worker {
         match self.pipeline.decide(&parked.arrived, tell, patience) {
             Decision::Judged(answer) => {
                 self.settle(&parked.arrived, &parked.bytes, &answer, now);
-                self.pipeline.lend(&parked.arrived, &answer, tell);
+                self.pipeline.lend(&parked.arrived, &answer, tell, self.reporter.concerns(&answer));
             }
             Decision::Wait(question) => {
                 parked.waits_for = question.key();

@@ -38,6 +38,7 @@ enum kind {
 #define ON_MAKER 2u  /* the process slot of the owner, but for what it holds: its sockets tell that */
 #define ON_SENDER 4u /* a system call of the owner sends the packet */
 #define ON_CENSUS 8u /* no raw socket comes or goes */
+#define UNTOLD 16u   /* not one of these: somebody wants to be told of each such packet, and cannot be for now */
 #define OTHERS_SHIFT 8 /* how many owners there are beside the first */
 #define OTHERS 4u
 
@@ -114,9 +115,10 @@ enum miss {
 struct cache_counts {
 	u64 accepted;
 	u64 dropped;
+	u64 untold; /* of these */
 	u64 misses[MISSES];
 };
-_Static_assert(sizeof(struct cache_counts) == 80, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct cache_counts) == 88, "mirrored in src/layout.rs");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -505,6 +507,7 @@ struct question {
 };
 
 #define HIT 0x10000	  /* and the index of the counter */
+#define HIT_UNTOLD 0x20000 /* besides */
 #define OTHER_VERDICT (-1)
 
 /* The answer of one kind: HIT, or why there is none. */
@@ -532,7 +535,7 @@ static __noinline int look_up(struct __sk_buff *ctx, struct question *question, 
 		key.source[0] = question->made.creator;
 	bucket = bucket_of(&key, question->secret);
 	for (u32 way = 0; way < CACHE_WAYS; way++) {
-		u32 index = bucket + way, verdict, counter;
+		u32 index = bucket + way, verdict, hit;
 		const volatile struct answer *answer = bpf_map_lookup_elem(&answers, &index);
 		u64 sequence;
 
@@ -544,11 +547,11 @@ static __noinline int look_up(struct __sk_buff *ctx, struct question *question, 
 			continue;
 		if (answer->expires && question->now >= answer->expires)
 			continue;
-		counter = answer->counter;
+		hit = HIT | (answer->counter & (CACHE_COUNTERS - 1)) | (answer->depends & UNTOLD ? HIT_UNTOLD : 0);
 		miss = stale(ctx, &question->key, answer, question->epoch, &question->made);
 		/* Loads are in order on x86; the compiler is told to keep them so. */
 		if (!miss && answer->sequence == sequence)
-			return verdict == question->verdict ? HIT + (int)(counter & (CACHE_COUNTERS - 1)) : OTHER_VERDICT;
+			return verdict == question->verdict ? (int)hit : OTHER_VERDICT;
 		break;
 	}
 	return miss;
@@ -612,6 +615,8 @@ static __always_inline int judged(struct __sk_buff *ctx, u8 chain, u32 verdict)
 			__sync_fetch_and_add(&counter->bytes, (u64)ctx->len);
 		}
 		__sync_fetch_and_add(verdict == ACCEPTED ? &counts->accepted : &counts->dropped, 1);
+		if (found & HIT_UNTOLD)
+			__sync_fetch_and_add(&counts->untold, 1);
 		return 1;
 	}
 	/* Both programs see a packet that misses. */

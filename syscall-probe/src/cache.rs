@@ -217,6 +217,8 @@ pub struct CacheCount {
     pub accepted: u64,
     /// Dropped in the kernel.
     pub dropped: u64,
+    /// Of these packets, those of which somebody wanted to be told.
+    pub untold: u64,
     /// Went to the queue, by [`MISSES`].
     pub misses: [u64; MISSES.len()],
 }
@@ -306,13 +308,15 @@ impl Cache {
         Some(Stamp { flow, kind, basis, machine, process, port })
     }
 
-    /// Stores an answer that was found to hold after the stamp was taken, for as long as `life` if that is given. `counter`: which
-    /// counter its packets are added to. False if it was there already, and holds.
-    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, counter: u32, life: Option<Duration>) -> bool {
+    /// Stores an answer that was found to hold after the stamp was taken. `counter`: which counter its packets are added to.
+    /// `untold`: somebody wants to be told of each of them and cannot be for now; it holds for so long, and they are counted.
+    /// False if it was there already, and holds.
+    pub fn put(&self, stamp: &Stamp, verdict: CachedVerdict, counter: u32, untold: Option<Duration>) -> bool {
         const ON_OWNERS: u64 = 1;
         const ON_MAKER: u64 = 2;
         const ON_SENDER: u64 = 4;
         const ON_CENSUS: u64 = 8;
+        const UNTOLD: u64 = 16;
         const OTHERS_SHIFT: usize = 8;
         let processes = stamp.basis.processes();
         let first = processes.first().copied().unwrap_or_default();
@@ -336,7 +340,7 @@ impl Cache {
             Basis::HoldersAlone(_) => ON_OWNERS | ON_CENSUS | others,
             Basis::Sender(_) => ON_OWNERS | on_sender,
             Basis::Maker(_) => ON_MAKER | on_sender,
-        };
+        } | untold.map_or(0, |_| UNTOLD);
         let now = monotonic();
         let mut words = [0; ANSWER_WORDS];
         words[..ANSWER_KEY].copy_from_slice(&key);
@@ -349,7 +353,7 @@ impl Cache {
             union[0],
             union[1],
             u64::from(first) | u64::from(counter) << 32,
-            life.map_or(0, |life| now + life.as_nanos() as u64),
+            untold.map_or(0, |life| now + life.as_nanos() as u64),
         ]);
         let place = self.place(&key);
         if place.holds(&words, now) {
@@ -390,6 +394,7 @@ impl Cache {
         CacheCount {
             accepted: load(&counts.accepted),
             dropped: load(&counts.dropped),
+            untold: load(&counts.untold),
             misses: std::array::from_fn(|index| load(&counts.misses[index])),
         }
     }

@@ -123,13 +123,14 @@ pub(crate) struct CacheCounter {
 pub(crate) struct CacheCounts {
     pub(crate) accepted: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) untold: AtomicU64,
     pub(crate) misses: [AtomicU64; 8],
 }
 
 const _: () = assert!(size_of::<AnswerSlot>() == 128);
 const _: () = assert!(size_of::<CacheControl>() == 56);
 const _: () = assert!(size_of::<CacheCounter>() == 16);
-const _: () = assert!(size_of::<CacheCounts>() == 80);
+const _: () = assert!(size_of::<CacheCounts>() == 88);
 
 /// `struct connection`, word by word: the kernel may be writing it.
 #[repr(C)]

@@ -117,7 +117,19 @@ impl Probe {
         let older = older.and_then(Result::ok).unwrap_or_default();
         let sockets = socket_table(&mut programs, &older)?;
         let (events, changes) = (Some(events), Some(changes));
-        Ok(Probe { shared, sockets, holders, mappings, events, changes, cache, behind_doors: None, missing, _links: links, programs })
+        Ok(Probe {
+            shared,
+            sockets,
+            holders,
+            mappings,
+            events,
+            changes,
+            cache,
+            behind_doors: None,
+            missing,
+            _links: links,
+            programs,
+        })
     }
 
     /// The hooks that are not there, each with the reason: a sentence for the operator.

@@ -211,17 +211,18 @@ impl Owners {
         Arc::new(both)
     }
 
-    /// Whether it may be used for another packet, if nothing changes.
-    pub fn may_be_kept(&self) -> bool {
-        self.stamp.is_some()
+    /// Whether it may be used for another packet, if nothing changes. `accepted`: only to accept it. Of several holders one may
+    /// give the socket up without any generation moving; but whatever all of them may send, those who are left may.
+    pub fn may_be_kept(&self, accepted: bool) -> bool {
+        self.stamp.is_some() && (accepted || self.holders.len() == 1)
     }
 
-    /// Whether nothing it was derived from has changed. Costs a few loads.
+    /// Whether nothing it was derived from has changed. Costs a few loads. `accepted`: see [`Owners::may_be_kept`].
     ///
     /// # Errors
     /// What changed.
-    pub fn check(&self, generations: &Generations) -> Result<(), Staleness> {
-        let stamp = self.stamp.as_ref().ok_or(Staleness::NotKept)?;
+    pub fn check(&self, generations: &Generations, accepted: bool) -> Result<(), Staleness> {
+        let stamp = self.stamp.as_ref().filter(|_| self.may_be_kept(accepted)).ok_or(Staleness::NotKept)?;
         if generations.wide() != stamp.wide {
             return Err(Staleness::Wide);
         }

@@ -181,8 +181,8 @@ impl Search {
             holder.since = holder.since.or_else(|| earlier.next()?.since);
         }
         Owners {
-            // One of several holders may give the socket up without any generation moving; a sole one may not.
-            stamp: stamp.filter(|_| !found.fleeting && found.holders.len() == 1),
+            // Absence is never kept: no generation says when somebody comes.
+            stamp: stamp.filter(|_| !found.fleeting && !found.holders.is_empty()),
             wide,
             holders: found.holders,
             undetermined: found.undetermined,

@@ -10,13 +10,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use shared::{Ports, Protocol};
 use shared::rule::{Net, PortRange};
+use shared::{Ports, Protocol};
 use smallvec::SmallVec;
 
-use super::{Dependence, Facts};
 use super::rule::keys::{self, Keys};
 use super::rule::{ActiveRule, Asking, Sets};
+use super::{Dependence, Facts};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 

@@ -135,6 +135,9 @@ fn cost(probe: &Probe) -> Vec<String> {
                 .into(),
         );
     }
+    if probe.missing().iter().any(|(hook, _)| *hook == Hook::Cache) {
+        cost.push("no verdict stays in the kernel: the daemon sees each packet".into());
+    }
     if probe.holders().is_none() {
         cost.push("holders of sockets are searched in /proc, which takes longer".into());
     } else if probe.missing().iter().any(|(hook, _)| *hook == Hook::Holders) {

@@ -212,7 +212,7 @@ impl Pipeline {
         let mut previous = None;
         if let Some(Attributed { origin, suspect, looked, held }) = self.lines.get(&line(&endpoint)) {
             let holds = (looked.began >= arrived.at && *origin == endpoint.origin)
-                || generations.is_some_and(|now| looked.found.check(now).is_ok());
+                || generations.is_some_and(|now| looked.found.check(now, false).is_ok());
             if holds && *suspect == endpoint.suspect {
                 return Ok(looked.found.clone());
             }

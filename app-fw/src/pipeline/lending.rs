@@ -15,7 +15,9 @@ impl Pipeline {
     /// The kernel compares what [`Answer::check`] compares. The answer is lent for as much as the rules say the same of: for all
     /// that the process sends, if they do not ask where. If it was lent so already, and the packet came here all the same,
     /// the kernel could not tell whose the packet is: then for its flow, which the kernel finds by what [`super::FlowKey`] has.
-    pub fn lend(&self, arrived: &Arrived, answer: &Answer, tell: Tell) {
+    ///
+    /// `wanted`: somebody wants to be told of such packets. If he is told of this one, he is to see the next one too.
+    pub fn lend(&self, arrived: &Arrived, answer: &Answer, tell: Tell, wanted: bool) {
         let Some(kernel) = &self.world.kernel else { return };
         let verdict = match answer.judgement.verdict {
             // Whoever is to be told of each packet has to see it.
@@ -30,8 +32,9 @@ impl Pipeline {
         let lend = |scope: Scope, basis: Basis| {
             // What changes after the stamp is taken makes it another; what changed before shows in the check.
             let stamp = kernel.cache().stamp(flow, scope, basis.clone())?;
-            let holds = answer.check(self.basis(), self.world.generations.as_ref()).is_ok() && self.census_allows(&basis);
-            (holds && kernel.put(&stamp, verdict, rule)).then_some(())
+            let holds =
+                answer.check(self.basis(), self.world.generations.as_ref()).is_ok() && self.census_allows(&basis);
+            (holds && kernel.put(&stamp, verdict, rule, wanted)).then_some(())
         };
         let widely = || match self.dependence(answer, arrived, packet.flow.protocol)? {
             Dependence::Nothing => lend(Scope::All, self.basis_of_maker(arrived, packet, answer)?),
@@ -126,7 +129,8 @@ impl Pipeline {
 
     /// Whether there are no raw sockets, where the answer says so.
     fn census_allows(&self, basis: &Basis) -> bool {
-        let is_clear = || self.world.generations.as_ref().is_some_and(|generations| self.world.census.is_clear(generations));
+        let is_clear =
+            || self.world.generations.as_ref().is_some_and(|generations| self.world.census.is_clear(generations));
         !matches!(basis, Basis::HoldersAlone(_)) || is_clear()
     }
 }

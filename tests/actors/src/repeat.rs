@@ -111,7 +111,9 @@ fn send_and_close(to: SocketAddr, port: u16, judged: bool) -> Result<()> {
     at.set_port(port);
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_reuseport(&fd, true)?;
+    if port != 0 {
+        set_socket_reuseport(&fd, true)?;
+    }
     bind(&fd, &at).context("bind")?;
     send_on(&Socket::of(fd, Some(to)), judged)
 }

@@ -54,7 +54,7 @@
 //! | `run-as-one N EXE ARG... \| EXE ARG...` | runs the first, then the second with the same process id |
 //! | `sockets N` | makes a socket and closes it |
 //! | `connects N` | connects to a port of this machine where nobody listens |
-//! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT (0: any), which may be shared, and closes it |
+//! | `send-close N PORT hasty\|patient` | sends from a new socket at PORT, which may be shared (0: at any, which may not), and closes it |
 //! | `flicker N hasty\|patient FILE` | dlopen, send, dlclose |
 //! | `vanish N WAY FILE` | maps FILE executable, sends, and has the mapping go; WAY: `mremap`, `brk`, `shmat` |
 //! | `populate N FILE` | sends from another thread while mmap populates FILE; `ok` how often that was before its end |

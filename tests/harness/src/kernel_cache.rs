@@ -58,11 +58,14 @@ pub(crate) fn sweep(folder: &Path) {
 }
 
 /// Puts the rules of the cache before all rules of a namespace that lead to the queues 0 (OUTPUT), 1 (INPUT) and 2 (FORWARD)
-/// and have none yet.
+/// and have none yet. Without effect if there are no such programs: a daemon without the whole probe has no cache.
 ///
 /// # Errors
 /// iptables refused.
 pub fn precede_queues(namespace: &Namespace, pins: &Path) -> Result<()> {
+    if !pins.join("accept-output").exists() {
+        return Ok(());
+    }
     for family in ["iptables", "ip6tables"] {
         let saved = process::run(namespace.command(format!("{family}-save")).env("LC_ALL", "C"), LIMIT)?.ok()?;
         let script = script(&saved, pins);

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -472,10 +472,7 @@ impl World {
         }
         // A daemon that is started later does it then.
         let pins = self.bpffs.get().map(|bpffs| bpffs.path().join("app-fw"));
-        match pins.filter(|pins| pins.exists()) {
-            Some(pins) => kernel_cache::precede_queues(self.namespace(ns), &pins),
-            None => Ok(()),
-        }
+        pins.map_or(Ok(()), |pins| kernel_cache::precede_queues(self.namespace(ns), &pins))
     }
 
     /// Counts packets that arrive at the peer and match an nftables expression, from now on.
