@@ -15,6 +15,8 @@ mod docker;
 mod events;
 #[path = "blackbox/forward.rs"]
 mod forward;
+#[path = "blackbox/hook.rs"]
+mod hook;
 #[path = "blackbox/images.rs"]
 mod images;
 #[path = "blackbox/learning.rs"]

@@ -7,11 +7,13 @@ use clap::{Parser, ValueEnum};
 use shared::Verdict;
 use shared::control::{DEFAULT_SOCKET, SOCKET_VARIABLE};
 
+use crate::hook::Place;
+
 /// Application firewall: judges every packet by what the processes behind its socket are made of
 ///
 /// Consumes NFQUEUE. For each packet it finds every process that holds its socket, the SHA-256 digest of every file mapped
-/// executable in those processes, and the first rule that fires; ctl-fw(8) manages the rules. Packets come from rules of
-/// your own, for instance:
+/// executable in those processes, and the first rule that fires; ctl-fw(8) manages the rules. With --hook it puts the
+/// netfilter rules in place that packets come by; else they come from rules of your own, for instance:
 ///
 ///   iptables -I OUTPUT -j NFQUEUE --queue-num 0 --queue-bypass
 #[derive(Parser, Clone, Debug)]
@@ -137,11 +139,43 @@ pub struct Args {
     #[arg(short = 'c', long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub pkt_prefetch: u8,
 
-    /// Verdict cache in the kernel; has no effect yet
+    /// Take packets from these netfilter hooks, by rules that are put in place, kept there, and removed at the end
+    ///
+    /// OUTPUT is what local processes send, INPUT what they get. FORWARD:DEVICE is for containers: what comes from a device, or
+    /// from all whose names begin so (br-+), goes to the OUTPUT queue, what leaves by it to the INPUT queue. FORWARD is all
+    /// else that passes through. The rules are in table mangle of iptables and ip6tables, in this network namespace: there
+    /// they come before Docker's and other firewalls', and what app-fw accepts still has to pass those. app-fw does not
+    /// start if the rules cannot be put in place.
+    #[arg(long, value_name = "HOOK,...", value_delimiter = ',')]
+    pub hook: Vec<Place>,
+
+    /// Packets of --hook pass while no app-fw runs that was not ended by SIGTERM or SIGINT: it crashed, or was killed
+    #[arg(long, requires = "hook", overrides_with = "no_bypass")]
+    pub bypass: bool,
+
+    /// They are dropped then, until app-fw is started again (default)
+    ///
+    /// This is the default because otherwise whoever can end the firewall can switch it off, and nobody notices. A machine
+    /// that must stay reachable whatever happens to app-fw needs --bypass.
+    #[arg(long, requires = "hook", overrides_with = "bypass")]
+    pub no_bypass: bool,
+
+    /// The iptables for --hook, such as iptables-legacy; ip6tables and their -save and -restore are called likewise
+    ///
+    /// By default iptables and ip6tables as found in PATH, unless all rules of this network namespace are of the other kind
+    /// (nft, legacy).
+    #[arg(long, value_name = "PROGRAM", requires = "hook")]
+    pub iptables: Option<PathBuf>,
+
+    /// Verdict cache in the kernel
     #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::On)]
     pub kernel_cache: Switch,
 
-    /// Directory of a bpffs for the programs of the verdict cache; iptables -m bpf --object-pinned finds them there
+    /// Directory for the programs of the verdict cache; iptables -m bpf --object-pinned finds them there
+    ///
+    /// A bpffs is mounted there unless it is on one. By default a directory of this network namespace and queue in
+    /// /sys/fs/bpf, or, if no bpffs is mounted there, in one of app-fw's own at /run/app-fw/bpf. ctl-fw status tells which.
+    /// The programs stay when app-fw ends, unless --hook removed its rules and no other rule names them.
     #[arg(long, value_name = "DIR")]
     pub pins: Option<PathBuf>,
 
@@ -157,6 +191,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   app-fw --pol-out DROP --log /var/log/app-fw.json
+  app-fw --hook OUTPUT,INPUT,FORWARD:docker0      # this machine and its containers
   app-fw --queue-out 0:3      # with iptables -I OUTPUT -j NFQUEUE --queue-balance 0:3
   app-fw --db /run/try.db --socket /run/try.sock     # one more, in another network namespace
 
@@ -309,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn hooks_are_many_and_the_last_word_about_bypass_counts() {
+        let args = parse("app-fw --hook OUTPUT,INPUT --hook FORWARD:docker0 --no-bypass --bypass").unwrap();
+        let hooks: Vec<_> = args.hook.iter().map(Place::to_string).collect();
+        assert_eq!(hooks, ["OUTPUT", "INPUT", "FORWARD:docker0"]);
+        assert!(args.bypass);
+        assert!(!parse("app-fw --hook OUTPUT --bypass --no-bypass").unwrap().bypass);
+        assert!(!parse("app-fw --hook OUTPUT").unwrap().bypass);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for bad in [
             "app-fw --queue-out 1",
@@ -325,6 +370,11 @@ mod tests {
             "app-fw -t packet -s key -p tcp",
             "app-fw -e x --no-probe",
             "app-fw --frobnicate",
+            "app-fw --hook PREROUTING",
+            "app-fw --hook OUTPUT:eth0",
+            "app-fw --hook",
+            "app-fw --bypass",
+            "app-fw --iptables iptables-legacy",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use nix::unistd::Group;
 use shared::{Chain, Digest};
 use syscall_probe::{DecodeError, Event, EventKind, Events, Hook, Options, Probe};
 use tokio::io::Interest;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Args, SigType, Switch};
 use crate::attribute::census::Census;
@@ -21,6 +22,7 @@ use crate::bypass::Bypass;
 use crate::clock::Clock;
 use crate::control::{ControlError, GROUP, Hub, Server};
 use crate::explain::Explainer;
+use crate::hook::{self, HookError, Hooks};
 use crate::image::{Chronicle, ControlGroups, Digests, Process, Retention};
 use crate::investigate::{Investigators, Mailbox, Means};
 use crate::journal::{Journal, Notices, Policy};
@@ -55,6 +57,9 @@ pub enum DaemonError {
     /// The key for signatures.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// The rules that bring packets.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The event log.
     #[error("event log {path}: {error}")]
     Log {
@@ -104,7 +109,8 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
     let mut probe = load_probe(args);
     // Before any thread starts: see Queue::bind.
     let queues = bind_queues(args, signatures.as_deref())?;
-    let cache = kernel_cache(args, probe.as_mut().map_err(|why| why.clone()));
+    let mut hooks = prepare_hooks(args, &mut probe)?;
+    let cache = kernel_cache(&hooks, probe.as_ref().ok());
     if let (Err(why), Switch::On) = (&cache, args.kernel_cache) {
         tracing::warn!("no verdict cache in the kernel: {why}");
     }
@@ -119,26 +125,62 @@ pub fn run(args: &Args) -> Result<(), DaemonError> {
         let changes = probe.take_changes()?;
         Some(Arc::new(Chronicle::new(changes, probe.generations())))
     });
-    let started = start(args, store, signatures, probe.as_ref().ok(), chronicle, report, queues)?;
-    let served = serve(args, &started, events);
-    served.and(started.stop())
+    let reports = Reports { probe: report, hooks: hooks.board() };
+    let started = start(args, store, signatures, probe.as_ref().ok(), chronicle, reports, queues)?;
+    let probe = Arc::new(Mutex::new(probe));
+    // Not earlier: the rules bring packets, for which workers are there now.
+    // From here on nothing ends the daemon but in order: else its rules would stay and, with --no-bypass, nothing would pass.
+    let signals = Signals::listen()?;
+    let placed = hooks.place(Box::new(repin(probe.clone()))).map_err(DaemonError::from);
+    let served = placed.and_then(|()| serve(args, &started, events, signals));
+    // Before the queues are given back: no packet is to come to one that nobody serves.
+    let removed = match &served {
+        Ok(()) => hooks.remove(),
+        // It has crashed, and what passes is as for a crash.
+        Err(DaemonError::Worker(_)) => {
+            hooks.are_in_place().then(|| tracing::error!("the rules of --hook stay: start app-fw again"));
+            Ok(())
+        }
+        Err(_) => hooks.back_out(),
+    };
+    served.and(started.stop()).and(removed.map_err(DaemonError::from))
 }
 
-/// The verdict cache, its programs where iptables finds them, or why there is none.
-fn kernel_cache(args: &Args, probe: Result<&mut Probe, String>) -> Result<Arc<KernelCache>, String> {
-    if args.kernel_cache == Switch::Off {
-        return Err("--kernel-cache off was given".into());
-    }
-    let directory = args.pins.as_ref().ok_or("--pins was not given")?;
-    let probe = probe?;
-    let why_not = || {
-        let missing = probe.missing().iter().find(|(hook, _)| *hook == Hook::Cache);
-        missing.map_or("the probe has none".into(), |(_, why)| why.clone())
+fn prepare_hooks(args: &Args, probe: &mut Result<Probe, String>) -> Result<Hooks, HookError> {
+    let settings = hook::Settings {
+        places: args.hook.clone(),
+        queues: hook::Queues {
+            of: [args.queue_out.clone(), args.queue_in.clone(), args.queue_fwd.clone()],
+            bypass: args.bypass,
+        },
+        iptables: args.iptables.clone(),
+        pins: args.pins.clone(),
     };
-    let cache = probe.cache().ok_or_else(why_not)?;
-    std::fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    probe.pin_cache(directory)?;
+    let pin = match probe {
+        _ if args.kernel_cache == Switch::Off => Err("--kernel-cache off was given".to_owned()),
+        Err(why_not) => Err(why_not.clone()),
+        Ok(probe) if probe.cache().is_none() => {
+            let missing = probe.missing().iter().find(|(hook, _)| *hook == Hook::Cache);
+            Err(missing.map_or("the probe has none".into(), |(_, why)| why.clone()))
+        }
+        Ok(probe) => Ok(|directory: &Path| probe.pin_cache(directory)),
+    };
+    Hooks::prepare(settings, pin)
+}
+
+/// The verdict cache, whose programs are where iptables finds them, or why there is none.
+fn kernel_cache(hooks: &Hooks, probe: Option<&Probe>) -> Result<Arc<KernelCache>, String> {
+    hooks.pins().map_err(str::to_owned)?;
+    let cache = probe.and_then(Probe::cache).ok_or("the probe has none")?;
     Ok(Arc::new(KernelCache::new(cache)))
+}
+
+/// Pins the programs of the verdict cache again that somebody removed.
+fn repin(probe: Arc<Mutex<Result<Probe, String>>>) -> impl FnMut(&Path) -> Result<(), String> + Send {
+    move |directory| match &mut *probe.lock().unwrap_or_else(PoisonError::into_inner) {
+        Ok(probe) => probe.pin_cache(directory),
+        Err(why_not) => Err(why_not.clone()),
+    }
 }
 
 fn load_probe(args: &Args) -> Result<Probe, String> {
@@ -210,13 +252,19 @@ struct Started {
     end_keeper: crossbeam_channel::Sender<()>,
 }
 
+/// What was found before the daemon's parts were started, for the status.
+struct Reports {
+    probe: ProbeReport,
+    hooks: Arc<hook::Board>,
+}
+
 fn start(
     args: &Args,
     store: Store,
     signatures: Option<Arc<Signatures>>,
     probe: Option<&Probe>,
     chronicle: Option<Arc<Chronicle>>,
-    report: ProbeReport,
+    reports: Reports,
     queues: Vec<(Chain, Arc<Queue>)>,
 ) -> Result<Started, DaemonError> {
     let clock = Clock::new();
@@ -225,7 +273,7 @@ fn start(
     let digests = store.digests()?;
     let (store, hub) = (Arc::new(Mutex::new(store)), Arc::new(Hub::default()));
     let registrar = Arc::new(Registrar::new(store.clone(), namespaces.clone(), defaults, hub.clone())?);
-    let kernel = report.kernel_cache().ok().cloned();
+    let kernel = reports.probe.kernel_cache().ok().cloned();
     kernel.iter().for_each(|kernel| registrar.keep_kernel_true(kernel.clone()));
     let rules = registrar.in_force();
     let (fresh, to_keep) = bounded(FRESH_DIGESTS);
@@ -279,9 +327,10 @@ fn start(
     let premises = Premises {
         audit: args.audit,
         posts,
-        probe: report,
+        probe: reports.probe,
         digests,
         bypass: bypass.clone(),
+        hooks: reports.hooks,
         clock: clock.name(),
         since: Instant::now(),
         events_omitted: {
@@ -454,12 +503,29 @@ fn keep_digests(
     })
 }
 
+/// The signals that end the daemon, and what waits for them.
+struct Signals {
+    runtime: tokio::runtime::Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Keeps them from now on.
+    fn listen() -> Result<Signals, DaemonError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("tokio"))?;
+        let inside = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
+        drop(inside);
+        Ok(Signals { runtime, terminate, interrupt })
+    }
+}
+
 /// Serves clients and watches over the rest until a signal or a failure.
-fn serve(args: &Args, started: &Started, events: Option<Events>) -> Result<(), DaemonError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("tokio"))?;
+fn serve(args: &Args, started: &Started, events: Option<Events>, signals: Signals) -> Result<(), DaemonError> {
+    let Signals { runtime, mut terminate, mut interrupt } = signals;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(system("signals"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signals"))?;
         let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
         let server = Server::bind(&args.socket, group)?;
         tracing::info!("ready: listening on {}", args.socket.display());

@@ -21,6 +21,7 @@ mod crowd;
 pub mod daemon;
 pub mod devices;
 pub mod explain;
+pub mod hook;
 pub mod image;
 pub mod investigate;
 pub mod journal;

@@ -571,6 +571,43 @@ pub struct Status {
     /// Open sockets of the daemon's network namespace whose packets no rule sees.
     #[serde(default)]
     pub bypass_capable: Vec<BypassSocket>,
+    /// The rules of `app-fw --hook`, and what rules made by hand can refer to.
+    #[serde(default)]
+    pub hooks: HooksStatus,
+}
+
+/// How packets get to the daemon.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HooksStatus {
+    /// One for each hook and family; empty without `--hook`.
+    pub rules: Vec<HookStatus>,
+    /// The directory with the programs of the verdict cache, for `iptables -m bpf --object-pinned`. Absent: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pins: Option<String>,
+    /// What is not as it could be; sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// The rules of one hook.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// As it was asked for: `OUTPUT`, `FORWARD:docker0`.
+    pub hook: String,
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// By which program, to which kind of tables.
+    pub tables: String,
+    /// They are there.
+    pub in_place: bool,
+    /// Milliseconds since they were found gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_ms: Option<u64>,
+    /// How often they were gone and came back.
+    pub put_back: u64,
+    /// Why they could not be put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// A socket that sends and receives past netfilter.

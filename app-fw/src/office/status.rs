@@ -8,6 +8,7 @@ use shared::control::{KernelCacheStatus, MissingHook, ProbeStatus, QueueStatus, 
 use syscall_probe::{Generations, Hook, Probe};
 
 use crate::bypass::Bypass;
+use crate::hook::Board;
 use crate::image::Digests;
 use crate::kernel_cache::KernelCache;
 use crate::matcher::Ruleset;
@@ -158,6 +159,8 @@ pub struct Premises {
     pub digests: Arc<Digests>,
     /// Sockets that pass beside netfilter.
     pub bypass: Arc<Bypass>,
+    /// How packets get to the queues.
+    pub hooks: Arc<Board>,
     /// Which clock times the batches.
     pub clock: &'static str,
     /// When the queues were bound.
@@ -186,6 +189,7 @@ impl Premises {
             events_omitted: (self.events_omitted)(),
             digests: self.digests.len(),
             bypass_capable: self.bypass.look(),
+            hooks: self.hooks.status(),
         }
     }
 }

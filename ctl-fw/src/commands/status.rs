@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use shared::control::{
-    Answer, BypassHolder, BypassSocket, CachedPackets, KernelCacheStatus, ProbeStatus, Request, Status,
+    Answer, BypassHolder, BypassSocket, CachedPackets, HookStatus, HooksStatus, KernelCacheStatus, ProbeStatus,
+    Request, Status,
 };
 
 use crate::Exit;
@@ -39,6 +40,7 @@ fn status(out: &mut dyn Write, status: &Status, style: Style) -> io::Result<()> 
     writeln!(out, "clock    {}", status.clock)?;
     write_probe(out, &status.probe)?;
     write_cache(out, &status.kernel_cache)?;
+    write_hooks(out, &status.hooks, style)?;
     write_bypass(out, &status.bypass_capable)?;
     if status.queues.is_empty() {
         return Ok(());
@@ -116,6 +118,37 @@ fn write_cache(out: &mut dyn Write, cache: &KernelCacheStatus) -> io::Result<()>
         writeln!(out, "{}{}", if reasons.is_empty() { "" } else { ": " }, reasons.join(", "))?;
     }
     Ok(())
+}
+
+/// How packets get to the daemon. Nothing if they get there by rules made by hand, and no program is there for these.
+fn write_hooks(out: &mut dyn Write, hooks: &HooksStatus, style: Style) -> io::Result<()> {
+    for (index, hook) in hooks.rules.iter().enumerate() {
+        let line = hook_line(hook);
+        let line = if hook.in_place { line } else { style.paint(Tone::Bad, &line).to_string() };
+        writeln!(out, "{}{line}", if index == 0 { "hooks    " } else { "         " })?;
+    }
+    if let Some(pins) = &hooks.pins {
+        writeln!(out, "pins     {pins}")?;
+    }
+    for (index, note) in hooks.notes.iter().enumerate() {
+        writeln!(out, "{}{note}", if index == 0 { "notes    " } else { "         " })?;
+    }
+    Ok(())
+}
+
+fn hook_line(hook: &HookStatus) -> String {
+    let state = match (hook.in_place, hook.gone_ms) {
+        (true, _) => "in place".into(),
+        (false, None) => "NOT in place".into(),
+        (false, Some(ms)) => format!("NOT in place, gone for {}.{} s", ms / 1000, ms % 1000 / 100),
+    };
+    let back = match hook.put_back {
+        0 => String::new(),
+        1 => ", put back once".into(),
+        times => format!(", put back {times} times"),
+    };
+    let why = hook.why_not.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    format!("{} {} {}: {state}{back}{why}", hook.hook, hook.family, hook.tables)
 }
 
 /// Who can send past every rule.
@@ -204,6 +237,30 @@ mod tests {
                 },
                 BypassSocket { family: BypassFamily::Xdp, inode: 4712, holders: vec![] },
             ],
+            hooks: HooksStatus {
+                rules: vec![
+                    HookStatus {
+                        hook: "OUTPUT".into(),
+                        family: "ipv4".into(),
+                        tables: "iptables (nft)".into(),
+                        in_place: true,
+                        gone_ms: None,
+                        put_back: 2,
+                        why_not: None,
+                    },
+                    HookStatus {
+                        hook: "FORWARD:docker0".into(),
+                        family: "ipv6".into(),
+                        tables: "ip6tables (legacy)".into(),
+                        in_place: false,
+                        gone_ms: Some(12_345),
+                        put_back: 0,
+                        why_not: Some("no".into()),
+                    },
+                ],
+                pins: Some("/run/app-fw/bpf/x".into()),
+                notes: vec!["one".into(), "two".into()],
+            },
         };
         let text = shown(|out| status(out, &state, Style::default()));
         for part in [
@@ -217,6 +274,9 @@ mod tests {
             "bypass   2 sockets",
             "AF_PACKET 4711: pid 7 /sbin/a\\nb, pid 8 ?\n",
             "AF_XDP 4712: no holder was found\n",
+            "hooks    OUTPUT ipv4 iptables (nft): in place, put back 2 times\n",
+            "         FORWARD:docker0 ipv6 ip6tables (legacy): NOT in place, gone for 12.3 s: no\n",
+            "pins     /run/app-fw/bpf/x\nnotes    one\n         two\n",
         ] {
             assert!(text.contains(part), "{text} should say {part}");
         }

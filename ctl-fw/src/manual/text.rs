@@ -60,11 +60,18 @@ pub(super) const CTL_FW: &[Section<'static>] = &[
 ];
 
 pub(super) const APP_FW: &[Section<'static>] = &[
-    ("SIGNALS", &[Item("SIGTERM, SIGINT", "Settle what is queued, and end with status 0.")]),
+    (
+        "SIGNALS",
+        &[Item("SIGTERM, SIGINT", "Remove the rules of --hook, settle what is queued, and end with status 0.")],
+    ),
     (
         "FILES",
         &[
             Item("/var/lib/app-fw/rules.db", "Rules, policies, sets, history and known digests."),
+            Item(
+                "/sys/fs/bpf/app-fw, /run/app-fw/bpf",
+                "The programs of the verdict cache, on a bpffs; a directory for each network namespace and first OUTPUT queue.",
+            ),
             Item(
                 "/run/app-fw/ctl.sock",
                 "The control socket. Root may change rules; members of the group app-fw may list them and ask for the status.",

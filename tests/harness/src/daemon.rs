@@ -27,13 +27,21 @@ pub struct Files {
     pub events: PathBuf,
     /// Its standard error.
     pub messages: PathBuf,
+    /// For its `--pins`, if a test leaves it to the daemon to mount a bpffs.
+    pub pins: PathBuf,
 }
 
 impl Files {
     /// The files of the daemon `name` in `folder`.
     pub fn named(folder: &Path, name: &str) -> Self {
         let file = |suffix: &str| folder.join(format!("{name}.{suffix}"));
-        Self { database: file("db"), socket: file("sock"), events: file("events"), messages: file("stderr") }
+        Self {
+            database: file("db"),
+            socket: file("sock"),
+            events: file("events"),
+            messages: file("stderr"),
+            pins: file("pins"),
+        }
     }
 }
 

@@ -52,11 +52,6 @@ impl Drop for Bpffs {
     }
 }
 
-/// Unmounts what a killed run has left mounted in a folder.
-pub(crate) fn sweep(folder: &Path) {
-    let _ = unmount(folder.join(NAME), UnmountFlags::DETACH);
-}
-
 /// Puts the rules of the cache before all rules of a namespace that lead to the queues 0 (OUTPUT), 1 (INPUT) and 2 (FORWARD)
 /// and have none yet. Without effect if there are no such programs: a daemon without the whole probe has no cache.
 ///

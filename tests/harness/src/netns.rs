@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::kernel_cache;
 use crate::process::{Captured, inside, run, wait_readable};
 
 const ROOT: &str = "/run/netns";
@@ -222,14 +222,27 @@ pub fn sweep(prefix: &str, temporary: &Path) -> Result<Vec<String>> {
     }
     for name in leftovers(temporary, prefix) {
         let path = temporary.join(&name);
-        kernel_cache::sweep(&path);
-        match fs::remove_dir_all(&path) {
+        match unmount_below(&path).and_then(|()| Ok(fs::remove_dir_all(&path)?)) {
             Ok(()) => removed.push(path.display().to_string()),
             Err(_) if !path.exists() => {}
             Err(error) => failed.push(format!("removing {}: {error}", path.display())),
         }
     }
     if failed.is_empty() { Ok(removed) } else { Err(anyhow!(failed.join("\n"))) }
+}
+
+/// Unmounts what is mounted below a folder. Rules go on using what is pinned there.
+///
+/// # Errors
+/// The kernel refused.
+pub(crate) fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    // proc_pid_mountinfo(5): the mount point is the fifth word. The last that was mounted is the first to go.
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(folder)) {
+        unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmounting {point}"))?;
+    }
+    Ok(())
 }
 
 /// Namespaces named `PREFIX-<pid>-...` and directories of that name under `temporary` that *this* process has made and

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::counter::Place;
 use crate::daemon::Files;
 use crate::kernel_cache::{self, Bpffs};
-use crate::netns::{Namespace, Port, present, sweep};
+use crate::netns::{Namespace, Port, present, sweep, unmount_below};
 use crate::process::{Captured, run};
 use crate::programs::copy_with_other_digest;
 use crate::{Actor, Counter, Daemon, LIMIT, Programs, Running, Server, docker};
@@ -557,6 +557,15 @@ impl World {
                 waiting.parse::<u64>().with_context(|| format!("`{line}`"))
             })
             .sum()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What daemons have mounted, too: else the folder could not be removed.
+        if let Err(error) = unmount_below(self.folder.path()) {
+            eprintln!("cleaning up: {error:#}");
+        }
     }
 }
 
