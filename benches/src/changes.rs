@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use ctl_fw::client::Client;
 use shared::control::{Answer, Changed, Done, Edit, Request};
 
-use crate::contender::{Guard, Programs, start_daemon};
+use crate::contender::{Cache, Guard, Programs, start_daemon};
 use crate::lab::{Lab, Namespace};
 use crate::report::{Spread, table};
 use crate::rulesets;
@@ -79,7 +79,7 @@ impl Restorer {
             Ok(path)
         });
         let daemon = match self {
-            Restorer::CtlFw(..) => Some(start_daemon(supervisor, &namespace, programs, &[])?),
+            Restorer::CtlFw(..) => Some(start_daemon(supervisor, &namespace, programs, Cache::Off, &[])?),
             Restorer::Iptables(_) => None,
         };
         let mut times = [Duration::ZERO; 2];
@@ -140,7 +140,7 @@ pub fn restores(supervisor: &Supervisor, programs: &Programs, counts: &[u32], ro
 /// # Errors
 /// The daemon fails, or [`crate::supervise::Interrupted`].
 pub fn singles(supervisor: &Supervisor, lab: &Lab, programs: &Programs, ruleset: &Path) -> Result<String> {
-    let daemon = start_daemon(supervisor, &lab.client, programs, &[])?;
+    let daemon = start_daemon(supervisor, &lab.client, programs, Cache::Off, &[])?;
     daemon.restore(&lab.client, programs, ruleset)?;
     let mut rows = vec![("4 KiB to the same disk (fdatasync)", disk(&daemon)?)];
     let mut client = Client::connect(&daemon.socket()?)?;

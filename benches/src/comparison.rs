@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::contender::{Contender, Guard, QueueCounters};
+use crate::contender::{Contender, Guard, QueueCounters, Reach, RuleCounters};
 use crate::lab::Lab;
-use crate::machine::CpuTimes;
+use crate::machine::{CpuTimes, Spent};
 use crate::measure::{Measure, Sample};
 use crate::supervise::Supervisor;
 
@@ -21,6 +21,8 @@ pub struct Plan {
     pub duration: Duration,
     /// How often everything is measured.
     pub rounds: usize,
+    /// Whether the load uses IPv6.
+    pub ipv6: bool,
 }
 
 /// All samples of a run.
@@ -43,6 +45,17 @@ pub struct Observed {
     pub taken_by_others: f64,
     /// What went through the contender's queues.
     pub queue: QueueCounters,
+    /// What its rules counted.
+    pub rules: RuleCounters,
+    /// Processor time.
+    pub spent: Spent,
+}
+
+impl Observed {
+    /// The share (0 to 1) of the packets that the daemon's rules met and the kernel had an answer for.
+    pub fn answered_share(&self) -> f64 {
+        self.rules.answered as f64 / self.rules.passed.max(1) as f64
+    }
 }
 
 impl Samples {
@@ -61,7 +74,8 @@ impl Samples {
         self.observed(contender, measure).map(|observed| observed.queue.dropped).sum()
     }
 
-    fn observed(&self, contender: usize, measure: Measure) -> impl Iterator<Item = Observed> {
+    /// One per round, oldest first, with the circumstances.
+    pub fn observed(&self, contender: usize, measure: Measure) -> impl Iterator<Item = Observed> {
         self.0
             .iter()
             .filter(move |record| record.contender == contender && record.measure == measure)
@@ -75,19 +89,21 @@ impl Samples {
 }
 
 /// Runs the plan. Within a measure the contenders follow each other at once, because the machine's mood changes within
-/// seconds; each round starts with another of them, so that none always follows the same one.
+/// seconds; each round starts with another of them, so that none always follows the same one. Each sample has namespaces of
+/// its own: rules, tracked connections and what daemons leave behind are gone before the next.
 ///
 /// # Errors
 /// A contender or a load fails, a contender did not see each packet, or [`crate::supervise::Interrupted`].
-pub fn compare(supervisor: &Supervisor, lab: &Lab, plan: &Plan) -> Result<Samples> {
+pub fn compare(supervisor: &Supervisor, plan: &Plan) -> Result<Samples> {
     let mut samples = Samples::default();
     for round in 0..plan.rounds {
         for &measure in &plan.measures {
             for turn in 0..plan.contenders.len() {
                 let index = (round + turn) % plan.contenders.len();
                 let contender = &plan.contenders[index];
-                let mut guard = contender.stand_guard(supervisor, lab)?;
-                let observed = measure_once(supervisor, lab, contender, &mut guard, measure, plan.duration)
+                let lab = Lab::create(plan.ipv6)?;
+                let mut guard = contender.stand_guard(supervisor, &lab)?;
+                let observed = measure_once(supervisor, &lab, contender, &mut guard, measure, plan.duration)
                     .with_context(|| format!("{} by {} failed", contender.name(), measure.token()))?;
                 samples.add(index, measure, observed);
                 guard.stand_down(supervisor)?;
@@ -101,7 +117,7 @@ pub fn compare(supervisor: &Supervisor, lab: &Lab, plan: &Plan) -> Result<Sample
 /// Runs one measure against a contender at work and tells about it on standard error.
 ///
 /// # Errors
-/// The load or the contender fails, or the contender did not see each packet.
+/// The load or the contender fails, or the contender did not see the packets.
 pub fn measure_once(
     supervisor: &Supervisor,
     lab: &Lab,
@@ -110,36 +126,68 @@ pub fn measure_once(
     measure: Measure,
     duration: Duration,
 ) -> Result<Observed> {
-    let before = QueueCounters::read(&lab.client)?;
+    let reach = contender.reach();
+    // To ask iptables makes its tables; where there is to be none, there shall be none.
+    let counted = || if reach == Reach::None { Ok(RuleCounters::default()) } else { RuleCounters::read(&lab.client) };
+    let (queue_before, rules_before) = (QueueCounters::read(&lab.client)?, counted()?);
     let cpu_before = CpuTimes::read(guard.pid())?;
     let outcome = measure.run(supervisor, lab, duration);
     // Before the outcome: when the guard has died, that is the cause and a failed load only its effect.
     guard.assert_alive()?;
     let sample = outcome?;
-    let queue = QueueCounters::read(&lab.client)?.since(before);
-    let taken_by_others = CpuTimes::read(guard.pid())?.taken_by_others_since(cpu_before);
-    let least = measure.least_packets(sample.count);
-    if contender.queues_every_packet() && queue.queued < least {
-        bail!("only {} packets were queued where at least {least} were sent: not each one was judged", queue.queued);
-    }
-    let observed = Observed { sample, taken_by_others, queue };
-    tell(contender, measure, observed);
+    let cpu = CpuTimes::read(guard.pid())?;
+    let observed = Observed {
+        sample,
+        taken_by_others: cpu.taken_by_others_since(cpu_before),
+        queue: QueueCounters::read(&lab.client)?.since(queue_before),
+        rules: counted()?.since(rules_before),
+        spent: cpu.spent_since(cpu_before),
+    };
+    tell(contender, measure, &observed);
+    assert_seen(reach, measure, &observed)?;
     Ok(observed)
 }
 
+/// At least so much of what goes on in few flows the kernel must have had an answer for, or it is not the cache that was
+/// measured.
+const LEAST_ANSWERED: f64 = 0.5;
+
+/// Figures of a contender that packets went past would mean nothing.
+fn assert_seen(reach: Reach, measure: Measure, observed: &Observed) -> Result<()> {
+    let least = measure.least_packets(observed.sample.count);
+    let Observed { queue: QueueCounters { queued, .. }, rules: RuleCounters { passed, answered }, .. } = *observed;
+    let seen = match reach {
+        Reach::None => least,
+        Reach::Rules => passed,
+        Reach::Queue => queued,
+        Reach::KernelOrQueue => queued + answered,
+        // Whatever it looks at: one packet per connection, or only one.
+        Reach::Some if measure.is_of_few_flows() => queued * least,
+        Reach::Some => queued * 4,
+    };
+    if seen < least {
+        bail!("it saw only {seen} packets where at least {least} were sent: not each one was judged");
+    }
+    if reach == Reach::KernelOrQueue && measure.is_of_few_flows() && observed.answered_share() < LEAST_ANSWERED {
+        bail!("the kernel had an answer for only {answered} of {passed} packets: the cache does not work here");
+    }
+    Ok(())
+}
+
 /// One line on standard error.
-fn tell(contender: &Contender, measure: Measure, observed: Observed) {
-    let Observed { sample, taken_by_others, queue } = observed;
+fn tell(contender: &Contender, measure: Measure, observed: &Observed) {
+    let Observed { sample, taken_by_others, queue, rules, .. } = observed;
     let latency = sample.latency.map_or(String::new(), |latency| {
         format!(" (p50 {:.0}, p99 {:.0} us)", latency.p50.as_secs_f64() * 1e6, latency.p99.as_secs_f64() * 1e6)
     });
     eprintln!(
-        "  {:<16} {:<25} {:>9}{latency}; queued {}, dropped {}; {:.0} % of the machine taken by others",
+        "  {:<16} {:<25} {:>9}{latency}; queued {}, dropped {}, answered {}; {:.0} % of the machine taken by others",
         contender.name(),
         measure.heading(),
         measure.format(sample.rate),
         queue.queued,
         queue.dropped,
+        rules.answered,
         taken_by_others * 100.0,
     );
 }

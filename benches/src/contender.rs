@@ -10,14 +10,24 @@ use anyhow::{Context, Result, bail};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tempfile::TempDir;
 
+use crate::crowd::Crowd;
 use crate::lab::{Lab, Namespace};
-use crate::supervise::{Supervisor, Ward, command_in, output_of, own_path};
+use crate::opensnitch::OpenSnitch;
+use crate::supervise::{Interrupted, Supervisor, Ward, command_in, output_of, own_path};
 
 /// How long a daemon may take until it is ready, and until it has ended.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a foreign daemon may take from binding its queue to having its rules in place.
+const SETTLE: Duration = Duration::from_secs(1);
 /// The queue that takes the client's outgoing packets.
 const QUEUE: &str = "0";
+/// Where the daemon pins programs: on the bpffs of this run.
+macro_rules! pins {
+    () => {
+        "/sys/fs/bpf/app-fw"
+    };
+}
 /// The daemon's control socket, in its directory.
 const SOCKET: &str = "ctl.sock";
 
@@ -30,25 +40,58 @@ pub struct Programs {
     pub ctl_fw: PathBuf,
 }
 
+/// Whether the kernel may use the daemon's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Every packet goes to the daemon.
+    Off,
+    /// As if each packet were the first since all answers were forgotten: the kernel looks for an answer, the packet goes to
+    /// the daemon all the same, and the daemon hands its answer to the kernel.
+    Cold,
+    /// What the kernel has an answer for does not go to the daemon.
+    On,
+}
+
 /// A thing that guards a namespace.
 #[derive(Debug, Clone)]
 pub enum Contender {
     /// Nothing: no rule, no consumer.
     None,
+    /// No firewall, but a rule that accepts everything and has the kernel track connections.
+    Conntrack,
+    /// One rule of iptables that accepts everything.
+    Accept,
     /// [`crate::accept_all`] on every outgoing packet.
-    AcceptAll,
-    /// The same once more: how far its ratio to [`Self::AcceptAll`] strays from 1 is what this run cannot tell apart.
-    AcceptAllAgain,
-    /// The daemon, every outgoing packet through userspace.
+    AcceptAll {
+        /// Its name in the tables. The same program under two names: how far their ratio strays from 1 is what the run
+        /// cannot tell apart.
+        name: &'static str,
+        /// Whether large segments come uncut.
+        gso: bool,
+    },
+    /// The daemon.
     AppFw {
         /// Its name in the tables.
         name: String,
         /// Further options for the daemon.
         options: Vec<String>,
+        /// Whether the kernel may answer.
+        cache: Cache,
         /// What to start.
         programs: Programs,
         /// The file to restore its rules from; one hash rule if absent.
         ruleset: Option<PathBuf>,
+        /// How many flows it has judged, and its cache may hold, before the load begins.
+        flows: u32,
+    },
+    /// The daemon of Debian's package `opensnitch`.
+    OpenSnitch(OpenSnitch),
+    /// Any other daemon.
+    Other {
+        /// Its name in the tables.
+        name: String,
+        /// What `sh -c` gets in the client's namespace. It also has to see to the rules of iptables that feed the daemon.
+        command: String,
     },
 }
 
@@ -57,15 +100,23 @@ impl Contender {
     pub fn name(&self) -> &str {
         match self {
             Self::None => "none",
-            Self::AcceptAll => "accept-all",
-            Self::AcceptAllAgain => "accept-all-again",
-            Self::AppFw { name, .. } => name,
+            Self::Conntrack => "conntrack",
+            Self::Accept => "accept",
+            Self::AcceptAll { name, .. } => name,
+            Self::AppFw { name, .. } | Self::Other { name, .. } => name,
+            Self::OpenSnitch(_) => "opensnitch",
         }
     }
 
-    /// Whether each of the client's packets must be seen in the queue.
-    pub fn queues_every_packet(&self) -> bool {
-        !matches!(self, Self::None)
+    /// Which of the client's packets must be seen, and by what.
+    pub fn reach(&self) -> Reach {
+        match self {
+            Self::None => Reach::None,
+            Self::Conntrack | Self::Accept => Reach::Rules,
+            Self::AcceptAll { .. } | Self::AppFw { cache: Cache::Off | Cache::Cold, .. } => Reach::Queue,
+            Self::AppFw { cache: Cache::On, .. } => Reach::KernelOrQueue,
+            Self::OpenSnitch(_) | Self::Other { .. } => Reach::Some,
+        }
     }
 
     /// Starts it in the client's namespace; on return it is judging packets.
@@ -75,18 +126,78 @@ impl Contender {
     pub fn stand_guard(&self, supervisor: &Supervisor, lab: &Lab) -> Result<Guard> {
         match self {
             Self::None => Ok(Guard::default()),
-            Self::AcceptAll | Self::AcceptAllAgain => start_accept_all(supervisor, lab),
-            Self::AppFw { options, programs, ruleset, .. } => {
-                let mut guard = start_daemon(supervisor, &lab.client, programs, options)?;
+            Self::Conntrack => {
+                Guard::default().with_rules(&lab.client, &["-m conntrack ! --ctstate INVALID -j ACCEPT"])
+            }
+            Self::Accept => Guard::default().with_rules(&lab.client, &["-j ACCEPT"]),
+            Self::AcceptAll { gso, .. } => start_accept_all(supervisor, lab, *gso),
+            Self::AppFw { options, cache, programs, ruleset, flows, .. } => {
+                let mut guard = start_daemon(supervisor, &lab.client, programs, *cache, options)?;
                 match ruleset {
                     Some(file) => guard.restore(&lab.client, programs, file)?,
                     None => guard.add_hash_rule(&lab.client, programs)?,
                 }
-                guard.queue_output_of(&lab.client)?;
+                guard = guard.with_rules(&lab.client, cache.rules())?;
+                if *flows > 0 {
+                    guard.gather(supervisor, lab, *flows)?;
+                }
                 Ok(guard)
+            }
+            Self::OpenSnitch(program) => start_other(supervisor, lab, self.name(), program.command(&lab.client)?),
+            Self::Other { name, command } => {
+                let mut shell = command_in(&lab.client.path(), "sh")?;
+                shell.args(["-c", command]);
+                start_other(supervisor, lab, name, shell)
             }
         }
         .with_context(|| format!("cannot set up {}", self.name()))
+    }
+}
+
+/// Where a contender meets packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Nowhere.
+    None,
+    /// Each in a rule of iptables.
+    Rules,
+    /// Each in the queue.
+    Queue,
+    /// Each in the queue, or in a rule by which the kernel answers.
+    KernelOrQueue,
+    /// Some in the queue.
+    Some,
+}
+
+/// A rule with these words lets the kernel answer. The daemon pins what the rules call.
+const PINNED: &str = "--object-pinned";
+
+impl Cache {
+    /// What the daemon is told.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Off => &["--kernel-cache", "off"],
+            Self::Cold | Self::On => &["--kernel-cache", "on", "--pins", pins!()],
+        }
+    }
+
+    /// The rules that lead to the daemon.
+    fn rules(self) -> &'static [&'static str] {
+        const ASK: &str = "-j NFQUEUE --queue-num 0";
+        match self {
+            Self::Off => &[ASK],
+            // Rules without a target count and let nothing through.
+            Self::Cold => &[
+                concat!("-m bpf --object-pinned ", pins!(), "/accept-output"),
+                concat!("-m bpf --object-pinned ", pins!(), "/drop-output"),
+                ASK,
+            ],
+            Self::On => &[
+                concat!("-m bpf --object-pinned ", pins!(), "/accept-output -j ACCEPT"),
+                concat!("-m bpf --object-pinned ", pins!(), "/drop-output -j DROP"),
+                ASK,
+            ],
+        }
     }
 }
 
@@ -94,13 +205,16 @@ impl Contender {
 #[derive(Debug, Default)]
 pub struct Guard {
     // In the order in which they must go: nothing may be queued that nobody reads.
-    rules: Option<QueueRules>,
+    rules: Option<Rules>,
     process: Option<Ward>,
+    crowd: Option<Crowd>,
     home: Option<TempDir>,
+    /// It is not ours, and may end as it likes.
+    foreign: bool,
 }
 
 impl Guard {
-    /// The consumer's process id, if there is one.
+    /// The consumer's process id, if there is one; it leads a group of its own.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Ward::pid)
     }
@@ -118,6 +232,20 @@ impl Guard {
         }
     }
 
+    /// The flows that it has judged already.
+    pub fn crowd(&mut self) -> Option<&mut Crowd> {
+        self.crowd.as_mut()
+    }
+
+    /// Lets it judge `flows` flows and keeps them up.
+    ///
+    /// # Errors
+    /// Packets are lost, or [`Interrupted`].
+    pub fn gather(&mut self, supervisor: &Supervisor, lab: &Lab, flows: u32) -> Result<()> {
+        self.crowd = Some(Crowd::gather(supervisor, lab, flows)?);
+        Ok(())
+    }
+
     /// The control socket of a daemon.
     ///
     /// # Errors
@@ -131,8 +259,13 @@ impl Guard {
     /// # Errors
     /// iptables fails.
     pub fn queue_output_of(&mut self, namespace: &Namespace) -> Result<()> {
-        self.rules = Some(QueueRules::insert(namespace)?);
+        self.rules = Some(Rules::insert(namespace, Cache::Off.rules())?);
         Ok(())
+    }
+
+    fn with_rules(mut self, namespace: &Namespace, rules: &[&str]) -> Result<Self> {
+        self.rules = Some(Rules::insert(namespace, rules)?);
+        Ok(self)
     }
 
     /// `ctl-fw` for this daemon.
@@ -167,8 +300,10 @@ impl Guard {
     /// The consumer does not end when told to.
     pub fn stand_down(mut self, supervisor: &Supervisor) -> Result<()> {
         drop(self.rules.take());
-        match self.process.take() {
-            Some(process) => process.terminate(supervisor, STOP_LIMIT).map(drop),
+        match self.process.take().map(|process| process.terminate(supervisor, STOP_LIMIT)) {
+            // It has been killed.
+            Some(Err(error)) if self.foreign && !error.is::<Interrupted>() => Ok(()),
+            Some(outcome) => outcome.map(drop),
             None => Ok(()),
         }
     }
@@ -182,13 +317,36 @@ fn last_words(home: &Path) -> String {
     format!("it last said:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"))
 }
 
-fn start_accept_all(supervisor: &Supervisor, lab: &Lab) -> Result<Guard> {
+fn start_accept_all(supervisor: &Supervisor, lab: &Lab, gso: bool) -> Result<Guard> {
     let mut command = command_in(&lab.client.path(), own_path()?)?;
     command.args(["accept-all", "--queue", QUEUE]).stdout(Stdio::piped());
+    if !gso {
+        command.arg("--no-gso");
+    }
     let mut process = Ward::start("accept-all", &mut command)?;
     process.line(supervisor, Instant::now() + START_LIMIT)?;
-    let rules = QueueRules::insert(&lab.client)?;
-    Ok(Guard { rules: Some(rules), process: Some(process), home: None })
+    Guard { process: Some(process), ..Guard::default() }.with_rules(&lab.client, Cache::Off.rules())
+}
+
+/// Starts a daemon that sees to its rules itself. It is taken to be ready a moment after a queue was bound.
+fn start_other(supervisor: &Supervisor, lab: &Lab, name: &str, mut command: Command) -> Result<Guard> {
+    let home = TempDir::with_prefix("afw-bench-").context("cannot make a temporary directory")?;
+    let output = File::create(home.path().join("output")).context("cannot keep the daemon's output")?;
+    command.stdout(output.try_clone().context("cannot keep the daemon's output")?).stderr(output);
+    let process = Some(Ward::start(name, &mut command)?);
+    let mut guard = Guard { process, home: Some(home), foreign: true, ..Guard::default() };
+    let deadline = Instant::now() + START_LIMIT;
+    while !QueueCounters::is_any_bound(&lab.client)? {
+        guard.assert_alive()?;
+        if Instant::now() > deadline {
+            bail!("no queue was bound in time; {}", guard.home.map_or(String::new(), |home| last_words(home.path())));
+        }
+        // Nothing tells of queues.
+        supervisor.pause(Duration::from_millis(20))?;
+    }
+    supervisor.pause(SETTLE)?;
+    guard.assert_alive()?;
+    Ok(guard)
 }
 
 /// Starts the daemon in `namespace`. It has no rules yet, and nothing is queued for it.
@@ -199,6 +357,7 @@ pub fn start_daemon(
     supervisor: &Supervisor,
     namespace: &Namespace,
     programs: &Programs,
+    cache: Cache,
     options: &[String],
 ) -> Result<Guard> {
     let home = TempDir::with_prefix("afw-bench-").context("cannot make a temporary directory")?;
@@ -206,7 +365,7 @@ pub fn start_daemon(
     let output = File::create(home.path().join("output")).context("cannot keep the daemon's output")?;
     let mut command = command_in(&namespace.path(), &programs.app_fw)?;
     command.arg("--db").arg(home.path().join("rules.db")).arg("--socket").arg(&socket);
-    command.args(["--queue-out", QUEUE, "--kernel-cache", "off"]).args(options);
+    command.args(["--queue-out", QUEUE]).args(cache.options()).args(options);
     command.stdout(output.try_clone().context("cannot keep the daemon's output")?).stderr(output);
 
     let appearance = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("cannot watch files")?;
@@ -215,7 +374,7 @@ pub fn start_daemon(
         .context("cannot watch the temporary directory")?;
     let mut process = Ward::start("app-fw", &mut command)?;
     wait_for_socket(supervisor, &appearance, &socket, &mut process).with_context(|| last_words(home.path()))?;
-    Ok(Guard { rules: None, process: Some(process), home: Some(home) })
+    Ok(Guard { process: Some(process), home: Some(home), ..Guard::default() })
 }
 
 /// The daemon's socket appears when its queues are bound.
@@ -242,37 +401,86 @@ pub fn digest_of(file: &Path) -> Result<String> {
     Ok(digest.to_owned())
 }
 
-/// Rules that send every outgoing packet of a namespace, IPv4 and IPv6, to the queue; removed when dropped.
+/// Rules of a namespace's OUTPUT chain, for IPv4 and IPv6; removed when dropped.
 #[derive(Debug)]
-struct QueueRules {
+struct Rules {
     namespace: PathBuf,
-    /// The commands whose rule is in place.
+    /// The commands that have placed any.
     placed: Vec<&'static str>,
 }
 
-impl QueueRules {
-    fn insert(namespace: &Namespace) -> Result<Self> {
-        let mut rules = Self { namespace: namespace.path(), placed: Vec::new() };
+impl Rules {
+    fn insert(namespace: &Namespace, rules: &[&str]) -> Result<Self> {
+        let mut all = Self { namespace: namespace.path(), placed: Vec::new() };
         for program in ["iptables", "ip6tables"] {
-            rules.change(program, "-I")?;
-            rules.placed.push(program);
+            all.placed.push(program);
+            for rule in rules {
+                all.change(program, &["-A", "OUTPUT"], rule)?;
+            }
         }
-        Ok(rules)
+        Ok(all)
     }
 
-    fn change(&self, program: &str, action: &str) -> Result<()> {
+    fn change(&self, program: &str, action: &[&str], rule: &str) -> Result<()> {
         let mut command = command_in(&self.namespace, program)?;
-        command.args(["-w", action, "OUTPUT", "-j", "NFQUEUE", "--queue-num", QUEUE]);
-        output_of(&mut command).map(drop)
+        output_of(command.arg("-w").args(action).args(rule.split(' ').filter(|word| !word.is_empty()))).map(drop)
     }
 }
 
-impl Drop for QueueRules {
+impl Drop for Rules {
     fn drop(&mut self) {
         for program in &self.placed {
-            if let Err(error) = self.change(program, "-D") {
+            if let Err(error) = self.change(program, &["-F", "OUTPUT"], "") {
                 eprintln!("speed: {error:#}");
             }
+        }
+    }
+}
+
+/// Packets that rules of iptables have counted in a namespace, IPv4 and IPv6.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleCounters {
+    /// What a rule of the OUTPUT chain of the table `filter` decided about.
+    pub passed: u64,
+    /// What the kernel had an answer of the daemon's for.
+    pub answered: u64,
+}
+
+impl RuleCounters {
+    /// The counters of `namespace` now.
+    ///
+    /// # Errors
+    /// iptables fails, or tells in an unknown way.
+    pub fn read(namespace: &Namespace) -> Result<Self> {
+        let mut sum = Self::default();
+        for program in ["iptables-save", "ip6tables-save"] {
+            let text = output_of(command_in(&namespace.path(), program)?.args(["-c", "-t", "filter"]))?;
+            let part = Self::parse(&text).with_context(|| format!("cannot read what {program} says: {text}"))?;
+            sum = Self { passed: sum.passed + part.passed, answered: sum.answered + part.answered };
+        }
+        Ok(sum)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut sum = Self::default();
+        for line in text.lines().filter(|line| line.starts_with('[')) {
+            let packets: u64 = line.strip_prefix('[')?.split_once(':')?.0.parse().ok()?;
+            // Rules without a target let packets go on to one that counts them.
+            if line.contains(" -A OUTPUT ") && line.contains(" -j ") {
+                sum.passed += packets;
+            }
+            if line.contains(PINNED) {
+                sum.answered += packets;
+            }
+        }
+        Some(sum)
+    }
+
+    /// What was counted since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            passed: self.passed.saturating_sub(earlier.passed),
+            answered: self.answered.saturating_sub(earlier.answered),
         }
     }
 }
@@ -292,10 +500,21 @@ impl QueueCounters {
     /// # Errors
     /// The kernel has no NFQUEUE, or tells of it in an unknown way.
     pub fn read(namespace: &Namespace) -> Result<Self> {
+        Self::parse(&Self::text(namespace)?)
+    }
+
+    /// Whether somebody reads a queue of `namespace`.
+    ///
+    /// # Errors
+    /// The kernel has no NFQUEUE.
+    pub fn is_any_bound(namespace: &Namespace) -> Result<bool> {
+        Ok(!Self::text(namespace)?.trim().is_empty())
+    }
+
+    fn text(namespace: &Namespace) -> Result<String> {
         // `thread-self`, because only this thread is in the namespace.
         let path = "/proc/thread-self/net/netfilter/nfnetlink_queue";
-        let text = namespace.within(|| fs::read_to_string(path).with_context(|| format!("cannot read {path}")))?;
-        Self::parse(&text)
+        namespace.within(|| fs::read_to_string(path).with_context(|| format!("cannot read {path}")))
     }
 
     /// Columns (`seq_show` in net/netfilter/nfnetlink_queue.c): queue, port id, waiting, copy mode, copy range, dropped in
@@ -329,6 +548,19 @@ impl QueueCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rule_counters_add_up() {
+        let text = "*filter\n:INPUT ACCEPT [9:9]\n:OUTPUT ACCEPT [5:500]\n\
+                    [100:9000] -A OUTPUT -m bpf --object-pinned /sys/fs/bpf/x/accept-output -j ACCEPT\n\
+                    [7:700] -A OUTPUT -j NFQUEUE --queue-num 0\nCOMMIT\n";
+        assert_eq!(RuleCounters::parse(text).unwrap(), RuleCounters { passed: 107, answered: 100 });
+        let cold = "[4:40] -A OUTPUT -m bpf --object-pinned /sys/fs/bpf/x/accept-output\n\
+                    [5:50] -A OUTPUT -j NFQUEUE --queue-num 0\n";
+        assert_eq!(RuleCounters::parse(cold).unwrap(), RuleCounters { passed: 5, answered: 4 });
+        assert_eq!(RuleCounters::parse(""), Some(RuleCounters::default()));
+        assert_eq!(RuleCounters::parse("[x:1] -A OUTPUT -j ACCEPT"), None);
+    }
 
     #[test]
     fn queue_counters_add_up() {

@@ -1,15 +1,17 @@
 //! The place where things are measured: a client's and a server's network namespace joined by a veth pair.
 //!
-//! Nothing is made in the machine's own network namespace: the pair is created inside the two new ones.
+//! Nothing is made in the machine's own network namespace: the pair is created inside the two new ones. What has to be
+//! mounted is mounted where only this run sees it ([`seclude`]).
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::supervise::output_of;
 
@@ -22,6 +24,37 @@ const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 /// Further addresses of the server (RFC 2544): the first, and how many there are.
 pub const CROWD: (Ipv4Addr, u32) = (Ipv4Addr::new(198, 18, 0, 0), 1 << 17);
 const CROWD_NET: &str = "198.18.0.0/15";
+
+/// Where this run has a bpffs of its own, once it is [secluded](seclude).
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Where `ip netns` keeps names.
+const NAMES: &str = "/run/netns";
+
+/// Gives this program, and all that it starts, mounts of their own: names of network namespaces that nobody else sees, and a
+/// bpffs. They are gone when the last of these processes is, even after a SIGKILL. To be called before any thread starts,
+/// because those that there are would stay outside.
+///
+/// # Errors
+/// Not root, or the kernel has no bpffs.
+pub fn seclude() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot have mounts of its own")?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make mounts private")?;
+    fs::create_dir_all(NAMES).with_context(|| format!("cannot make {NAMES}"))?;
+    mount(Some("tmpfs"), NAMES, Some("tmpfs"), MsFlags::empty(), none)
+        .with_context(|| format!("cannot mount on {NAMES}"))?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).with_context(|| format!("cannot mount on {BPFFS}"))
+}
+
+/// Puts a folder in the place of another, for this run alone: to be called after [`seclude`].
+///
+/// # Errors
+/// One of them is not there.
+pub fn put_in_place(folder: &Path, of: &Path) -> Result<()> {
+    let none = None::<&str>;
+    mount(Some(folder), of, none, MsFlags::MS_BIND, none)
+        .with_context(|| format!("cannot mount {} on {}", folder.display(), of.display()))
+}
 
 /// A named network namespace; removed, with what is in it, when it goes out of scope.
 #[derive(Debug)]
@@ -42,7 +75,7 @@ impl Namespace {
 
     /// The file that stands for the namespace.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
+        Path::new(NAMES).join(&self.name)
     }
 
     /// Runs `work` on a thread of its own inside the namespace, and returns what it returns.
@@ -113,6 +146,11 @@ impl Lab {
         server.ip(&["route", "add", "local", CROWD_NET, "dev", "lo"])?;
         client.within(forget_connections)?;
         Ok(Self { client, server, ipv6 })
+    }
+
+    /// Whether the load uses IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// The server's address.

@@ -40,8 +40,10 @@ pub fn facts() -> Result<String> {
 pub struct CpuTimes {
     /// All processes and interrupts.
     everyone: Duration,
-    /// This process, its reaped children, and the consumer.
+    /// This process, its reaped children, and the contender.
     ours: Duration,
+    /// The contender's processes.
+    guard: Duration,
     /// Taken by the host from this virtual machine.
     stolen: Duration,
     /// Everything, idle time included: what could be had.
@@ -49,11 +51,11 @@ pub struct CpuTimes {
 }
 
 impl CpuTimes {
-    /// Reads the clocks; `consumer` is a living process that belongs to this run.
+    /// Reads the clocks; `guard` is the contender's process group.
     ///
     /// # Errors
-    /// /proc cannot be read, or `consumer` is gone.
-    pub fn read(consumer: Option<u32>) -> Result<Self> {
+    /// /proc cannot be read.
+    pub fn read(guard: Option<u32>) -> Result<Self> {
         let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
         let line = text.lines().next().context("/proc/stat is empty")?;
         let ticks = parse_cpu_line(line).with_context(|| format!("cannot read {line:?}"))?;
@@ -63,17 +65,25 @@ impl CpuTimes {
             let usage = getrusage(who).context("cannot ask for own processor time")?;
             ours += duration(usage.user_time()) + duration(usage.system_time());
         }
-        if let Some(pid) = consumer {
-            let path = format!("/proc/{pid}/stat");
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-            ours += from_ticks(parse_process(&text).with_context(|| format!("cannot read {text:?}"))?)?;
-        }
+        let guard = match guard {
+            Some(group) => from_ticks(members(group)?.iter().map(|(_, ticks)| ticks).sum())?,
+            None => Duration::ZERO,
+        };
         Ok(Self {
             everyone: from_ticks(user + nice + system + irq + softirq)?,
-            ours,
+            ours: ours + guard,
+            guard,
             stolen: from_ticks(stolen)?,
             capacity: from_ticks(ticks.iter().sum())?,
         })
+    }
+
+    /// What was spent since `earlier`.
+    pub fn spent_since(self, earlier: Self) -> Spent {
+        Spent {
+            machine: self.everyone.saturating_sub(earlier.everyone),
+            guard: self.guard.saturating_sub(earlier.guard),
+        }
     }
 
     /// The share of the machine (0 to 1) that was not to be had since `earlier`, because other processes or the host used it.
@@ -89,6 +99,39 @@ impl CpuTimes {
     }
 }
 
+/// Processor time of one sample.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// All processes and interrupts of the machine, the contender's too.
+    pub machine: Duration,
+    /// The contender's processes.
+    pub guard: Duration,
+}
+
+/// The processes of a group, and the ticks that each has used.
+fn members(group: u32) -> Result<Vec<(u32, u64)>> {
+    let mut members = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot read /proc")? {
+        let name = entry.context("cannot read /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that ended meanwhile is no member any more.
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let (of, ticks) = parse_process(&text).with_context(|| format!("cannot read {text:?}"))?;
+        if of == group {
+            members.push((pid, ticks));
+        }
+    }
+    Ok(members)
+}
+
+/// The ids of the processes of a group.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn processes_of(group: u32) -> Result<Vec<u32>> {
+    Ok(members(group)?.into_iter().map(|(pid, _)| pid).collect())
+}
+
 /// `cpu  user nice system idle iowait irq softirq steal ...`, in ticks: proc_stat(5).
 fn parse_cpu_line(line: &str) -> Option<[u64; 8]> {
     let mut columns = line.strip_prefix("cpu ")?.split_whitespace().map(str::parse);
@@ -99,12 +142,15 @@ fn parse_cpu_line(line: &str) -> Option<[u64; 8]> {
     Some(ticks)
 }
 
-/// utime + stime, in ticks: proc_pid_stat(5). The name before them may hold blanks and brackets, so it is skipped from the end.
-fn parse_process(stat: &str) -> Option<u64> {
-    let mut columns = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+/// Process group, and utime + stime in ticks: proc_pid_stat(5). The name before them may hold blanks and brackets, so it is
+/// skipped from the end.
+fn parse_process(stat: &str) -> Option<(u32, u64)> {
+    let mut columns = stat.rsplit_once(')')?.1.split_whitespace();
+    let group = columns.nth(2)?.parse().ok()?;
+    let mut columns = columns.skip(8);
     let user: u64 = columns.next()?.parse().ok()?;
     let system: u64 = columns.next()?.parse().ok()?;
-    Some(user + system)
+    Some((group, user + system))
 }
 
 fn from_ticks(ticks: u64) -> Result<Duration> {
@@ -124,8 +170,8 @@ mod tests {
     fn processor_times_are_found() {
         assert_eq!(parse_cpu_line("cpu  1 2 3 4 5 6 7 8 0 0"), Some([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(parse_cpu_line("cpu  1 2"), None);
-        let stat = "77 (a) b (c) S 1 77 77 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 0 0";
-        assert_eq!(parse_process(stat), Some(42));
+        let stat = "77 (a) b (c) S 1 76 77 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 0 0";
+        assert_eq!(parse_process(stat), Some((76, 42)));
         assert_eq!(parse_process("77"), None);
     }
 
@@ -134,10 +180,13 @@ mod tests {
         let at = |everyone, ours, stolen, capacity| CpuTimes {
             everyone: Duration::from_secs(everyone),
             ours: Duration::from_secs(ours),
+            guard: Duration::from_secs(ours / 2),
             stolen: Duration::from_secs(stolen),
             capacity: Duration::from_secs(capacity),
         };
         assert_eq!(at(16, 14, 1, 20).taken_by_others_since(at(10, 10, 0, 10)), 0.3);
+        let spent = Spent { machine: Duration::from_secs(6), guard: Duration::from_secs(2) };
+        assert_eq!(at(16, 14, 1, 20).spent_since(at(10, 10, 0, 10)), spent);
         assert_eq!(at(10, 14, 0, 20).taken_by_others_since(at(10, 10, 0, 10)), 0.0);
     }
 }

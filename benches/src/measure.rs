@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::iperf3;
 use crate::lab::{Lab, Namespace};
 use crate::load::{Latency, Outcome};
 use crate::supervise::{Supervisor, Ward, command_in, own_path};
 
 /// Time for what is not traffic: starting processes, ending connections.
-const MARGIN: Duration = Duration::from_secs(15);
+pub(crate) const MARGIN: Duration = Duration::from_secs(15);
 
 /// A kind of traffic. The token is what `--only` and `--hold` take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Measure {
-    /// One TCP connection, 128 KiB writes
+    /// One TCP connection of iperf3
     TcpBulk,
     /// TCP connections one after the other, 1 thread
     #[value(name = "connect-1")]
@@ -30,13 +31,15 @@ pub enum Measure {
     Udp64,
     /// 64-byte UDP packets, each to another address or port than those before it
     UdpNew,
+    /// Requests and answers of one byte, beside a bulk connection and new ones
+    Loaded,
     /// Processes with 40 more libraries that send one UDP packet and wait for its echo
     First,
 }
 
 impl Measure {
-    /// What daemons are compared by, in the order of the table.
-    pub const ALL: [Self; 5] = [Self::TcpBulk, Self::Connect1, Self::Connect8, Self::Udp64, Self::First];
+    /// What contenders are compared by, in the order of the table.
+    pub const USUAL: [Self; 5] = [Self::TcpBulk, Self::Connect1, Self::Connect8, Self::Udp64, Self::Loaded];
 
     /// The token on the command line and in the tables.
     pub fn token(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Measure {
             Self::Connect8 => "connect-8",
             Self::Udp64 => "udp-64",
             Self::UdpNew => "udp-new",
+            Self::Loaded => "loaded",
             Self::First => "first",
         }
     }
@@ -58,13 +62,14 @@ impl Measure {
             Self::Connect8 => "connections/s, 8 threads",
             Self::Udp64 => "UDP 64 B, packets/s",
             Self::UdpNew => "UDP 64 B, new flows/s",
+            Self::Loaded => "requests/s under load",
             Self::First => "processes/s, first packet",
         }
     }
 
     /// Whether single operations are timed.
     pub fn has_latency(self) -> bool {
-        matches!(self, Self::Connect1 | Self::Connect8 | Self::First)
+        matches!(self, Self::Connect1 | Self::Connect8 | Self::Loaded | Self::First)
     }
 
     /// Client threads.
@@ -88,8 +93,13 @@ impl Measure {
             Self::TcpBulk => count >> 16,
             // SYN, ACK, data, FIN; what follows the server's FIN may still be under way.
             Self::Connect1 | Self::Connect8 => count * 4,
-            Self::Udp64 | Self::UdpNew | Self::First => count,
+            Self::Udp64 | Self::UdpNew | Self::Loaded | Self::First => count,
         }
+    }
+
+    /// Whether most packets are of flows that packets were seen of before.
+    pub fn is_of_few_flows(self) -> bool {
+        matches!(self, Self::TcpBulk | Self::Udp64 | Self::Loaded)
     }
 
     /// Sends this traffic through the lab for `duration`.
@@ -97,23 +107,28 @@ impl Measure {
     /// # Errors
     /// The load fails or does not end in time, or [`crate::supervise::Interrupted`].
     pub fn run(self, supervisor: &Supervisor, lab: &Lab, duration: Duration) -> Result<Sample> {
-        let address = lab.server_address();
-        let mut server = self.start_role(&lab.server, "serve", address, None)?;
-        let soon = Instant::now() + MARGIN;
-        server.line(supervisor, soon).context("the server is not ready")?;
-        let mut client = self.start_role(&lab.client, "drive", address, Some(duration))?;
+        if self == Self::TcpBulk {
+            return iperf3::run(supervisor, lab, duration);
+        }
+        let mut server = self.serve(supervisor, lab)?;
+        let mut client = self.start_role(&lab.client, "drive", lab.server_address(), Some(duration))?;
         let deadline = Instant::now() + duration + MARGIN;
         let sent: Outcome = client.line(supervisor, deadline).context("no outcome from the client")?.parse()?;
         server.tell("report")?;
         let received: Outcome = server.line(supervisor, deadline).context("no outcome from the server")?.parse()?;
         client.ended(supervisor, deadline)?;
         let counted = if self.has_latency() { sent } else { received };
-        let rate = counted.per_second()?;
-        Ok(Sample {
-            rate: if self == Self::TcpBulk { rate * 8e-9 } else { rate },
-            count: counted.count,
-            latency: sent.latency,
-        })
+        Ok(Sample { rate: counted.per_second()?, count: counted.count, latency: sent.latency })
+    }
+
+    /// Starts what receives this traffic; on return it does.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn serve(self, supervisor: &Supervisor, lab: &Lab) -> Result<Ward> {
+        let mut server = self.start_role(&lab.server, "serve", lab.server_address(), None)?;
+        server.line(supervisor, Instant::now() + MARGIN).context("the server is not ready")?;
+        Ok(server)
     }
 
     fn start_role(self, place: &Namespace, role: &str, address: IpAddr, duration: Option<Duration>) -> Result<Ward> {

@@ -22,7 +22,7 @@ use shared::control::{Answer, Done, Edit, Request};
 use shared::document::Document;
 
 use crate::changes::{changed, edit};
-use crate::contender::{Guard, Programs, start_daemon};
+use crate::contender::{Cache, Guard, Programs, start_daemon};
 use crate::lab::Lab;
 use crate::load::{any, say};
 use crate::report::{Spread, table};
@@ -74,8 +74,8 @@ pub fn table_of(
     rulesets: &[String; 2],
     (duration, rounds): (Duration, usize),
 ) -> Result<String> {
-    let mut daemon = start_daemon(supervisor, &lab.client, programs, &[])?;
-    let other = start_daemon(supervisor, &lab.server, programs, &[])?;
+    let mut daemon = start_daemon(supervisor, &lab.client, programs, Cache::Off, &[])?;
+    let other = start_daemon(supervisor, &lab.server, programs, Cache::Off, &[])?;
     let parse = |text: &String| {
         Document::parse(text).map_err(|errors| anyhow::anyhow!("rules that are none: {:?}", errors.first()))
     };

@@ -3,11 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::comparison::{Plan, Samples};
+use crate::comparison::{Observed, Plan, Samples};
+use crate::contender::Reach;
 use crate::measure::Measure;
-
-/// What the daemon is asked to reach at least, relative to the baseline.
-pub const TARGET: f64 = 0.8;
 
 /// Median and extremes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +65,8 @@ fn cell(spread: Option<Spread>, number: impl Fn(f64) -> String) -> String {
 /// Medians over the rounds of each round's percentiles.
 fn latency_cell(samples: &Samples, contender: usize, measure: Measure) -> String {
     let latencies = || samples.of(contender, measure).filter_map(|sample| sample.latency);
-    let p50 = Spread::of(latencies().map(|latency| latency.p50.as_secs_f64() * 1e6));
-    let p99 = Spread::of(latencies().map(|latency| latency.p99.as_secs_f64() * 1e6));
+    let p50 = Spread::of(latencies().map(|latency| micros(latency.p50)));
+    let p99 = Spread::of(latencies().map(|latency| micros(latency.p99)));
     match (p50, p99) {
         (Some(p50), Some(p99)) => format!("{:.0} / {:.0}", p50.median, p99.median),
         _ => "-".to_owned(),
@@ -78,7 +76,7 @@ fn latency_cell(samples: &Samples, contender: usize, measure: Measure) -> String
 /// The rates of contender number `contender` relative to number `baseline`, one per round.
 ///
 /// Round by round: what slows the machine down for longer than a round slows both, and cancels out.
-fn ratios(samples: &Samples, contender: usize, baseline: usize, measure: Measure) -> Vec<f64> {
+pub fn ratios(samples: &Samples, contender: usize, baseline: usize, measure: Measure) -> Vec<f64> {
     let pairs = samples.of(contender, measure).zip(samples.of(baseline, measure));
     pairs.map(|(this, base)| this.rate / base.rate).collect()
 }
@@ -120,21 +118,67 @@ pub fn circumstances(plan: &Plan, samples: &Samples) -> String {
     text
 }
 
-/// More than the baseline's, what the first packet of a process may take.
-pub const FIRST_LIMIT: Duration = Duration::from_micros(200);
+/// How much longer half of the operations take by contender number `contender` than by number `baseline`, in microseconds,
+/// one per round.
+pub fn p50_more(samples: &Samples, contender: usize, baseline: usize, measure: Measure) -> Vec<f64> {
+    let halves = |index| samples.of(index, measure).filter_map(|sample| Some(micros(sample.latency?.p50)));
+    halves(contender).zip(halves(baseline)).map(|(this, base)| this - base).collect()
+}
 
-/// How much longer the first packet of a process takes by contender number `contender` than by number `baseline`: medians
-/// of each round, subtracted round by round.
-fn first_verdict(plan: &Plan, samples: &Samples, contender: usize, baseline: usize) -> Option<String> {
-    let halves =
-        |index| samples.of(index, Measure::First).filter_map(|sample| Some(sample.latency?.p50.as_secs_f64() * 1e6));
-    let more = halves(contender).zip(halves(baseline)).map(|(this, base)| this - base);
-    let spread = Spread::of(more)?;
-    let limit = FIRST_LIMIT.as_micros();
-    let word = if spread.median < limit as f64 { "PASS" } else { "ABOVE" };
-    let names = (plan.contenders[contender].name(), plan.contenders[baseline].name());
-    let figures = spread.format(|more| format!("{more:.0}"));
-    Some(format!("- {} - {}, p50 of the first packet: {figures} us {word} (limit {limit} us)\n", names.0, names.1))
+/// In microseconds.
+pub fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+/// Processor time: seconds of the whole machine, and of them those of the contender's processes, for what people pay for.
+pub fn processor_time(plan: &Plan, samples: &Samples) -> String {
+    /// A measure, what its count is divided by, and what that makes.
+    const COSTS: [(Measure, f64, &str); 4] = [
+        (Measure::TcpBulk, 1e9 / 8.0, "per Gbit"),
+        (Measure::Connect1, 1e4, "per 10,000 connections, 1 thread"),
+        (Measure::Connect8, 1e4, "per 10,000 connections, 8 threads"),
+        (Measure::Udp64, 1e6, "per 1,000,000 packets"),
+    ];
+    let costs: Vec<_> = COSTS.into_iter().filter(|(measure, ..)| plan.measures.contains(measure)).collect();
+    let mut header = vec!["CPU seconds: machine / of them contender".to_owned()];
+    header.extend(costs.iter().map(|(_, _, unit)| (*unit).to_owned()));
+    let rows = plan.contenders.iter().enumerate().map(|(index, contender)| {
+        let mut row = vec![contender.name().to_owned()];
+        row.extend(costs.iter().map(|&(measure, unit, _)| {
+            let per = |spent: fn(&Observed) -> Duration| {
+                let each = |one: Observed| spent(&one).as_secs_f64() / (one.sample.count as f64 / unit);
+                Spread::of(samples.observed(index, measure).map(each))
+            };
+            match (per(|one| one.spent.machine), per(|one| one.spent.guard)) {
+                (Some(machine), Some(guard)) => {
+                    format!("{} / {:.3}", machine.format(|spent| format!("{spent:.3}")), guard.median)
+                }
+                _ => "-".to_owned(),
+            }
+        }));
+        row
+    });
+    table(&header, rows)
+}
+
+/// How many of the packets the kernel had an answer for, where there is a cache.
+pub fn answered(plan: &Plan, samples: &Samples) -> Option<String> {
+    let mut header = vec!["packets that the kernel answered".to_owned()];
+    header.extend(plan.measures.iter().map(|measure| measure.token().to_owned()));
+    let cached: Vec<_> =
+        plan.contenders.iter().enumerate().filter(|(_, it)| it.reach() == Reach::KernelOrQueue).collect();
+    if cached.is_empty() {
+        return None;
+    }
+    let rows = cached.into_iter().map(|(index, contender)| {
+        let mut row = vec![contender.name().to_owned()];
+        row.extend(plan.measures.iter().map(|&measure| {
+            let shares = samples.observed(index, measure).map(|observed| observed.answered_share());
+            cell(Spread::of(shares), |share| format!("{:.1} %", share * 100.0))
+        }));
+        row
+    });
+    Some(table(&header, rows))
 }
 
 /// One line per measure: whether the median of the first contender reaches `target` of the second, and in how many rounds
@@ -143,11 +187,6 @@ pub fn verdicts(plan: &Plan, samples: &Samples, (contender, baseline): (usize, u
     let names = (plan.contenders[contender].name(), plan.contenders[baseline].name());
     let mut text = String::new();
     for &measure in &plan.measures {
-        if measure == Measure::First {
-            // Most of what is counted there is the start of processes.
-            text.extend(first_verdict(plan, samples, contender, baseline));
-            continue;
-        }
         let ratios = ratios(samples, contender, baseline, measure);
         let reached = ratios.iter().filter(|&&ratio| ratio >= target).count();
         let rounds = ratios.len();
@@ -176,26 +215,51 @@ pub fn table(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> Stri
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
+pub mod tests {
+    //! A plan and samples for the tests of whatever reads them.
 
     use super::*;
-    use crate::comparison::Observed;
-    use crate::contender::{Contender, QueueCounters};
+    use crate::contender::{Contender, QueueCounters, RuleCounters};
+    use crate::machine::Spent;
     use crate::measure::Sample;
 
-    fn two_rounds() -> (Plan, Samples) {
-        let contenders = vec![Contender::None, Contender::AcceptAll];
-        let plan = Plan { contenders, measures: vec![Measure::Udp64], duration: Duration::from_secs(1), rounds: 2 };
+    /// What one sample of `rate` packets per second looked like.
+    pub fn observed(rate: f64) -> Observed {
+        Observed {
+            sample: Sample { rate, count: 1_000_000, latency: None },
+            taken_by_others: 0.25,
+            queue: QueueCounters { queued: 1, dropped: 0 },
+            rules: RuleCounters { passed: 4, answered: 3 },
+            spent: Spent { machine: Duration::from_secs(2), guard: Duration::from_millis(500) },
+        }
+    }
+
+    /// Two contenders, one measure.
+    pub fn two_rounds() -> (Plan, Samples) {
+        let contenders = vec![Contender::None, Contender::AcceptAll { name: "accept-all", gso: true }];
+        let duration = Duration::from_secs(1);
+        let plan = Plan { contenders, measures: vec![Measure::Udp64], duration, rounds: 2, ipv6: false };
         let mut samples = Samples::default();
         for (none, accept_all) in [(100.0, 70.0), (200.0, 150.0)] {
             for (contender, rate) in [none, accept_all].into_iter().enumerate() {
-                let sample = Sample { rate, count: 1, latency: None };
                 let queue = QueueCounters { queued: 1, dropped: contender as u64 };
-                samples.add(contender, Measure::Udp64, Observed { sample, taken_by_others: 0.25, queue });
+                samples.add(contender, Measure::Udp64, Observed { queue, ..observed(rate) });
             }
         }
         (plan, samples)
+    }
+
+    #[test]
+    fn processor_time_is_by_unit() {
+        let (plan, samples) = two_rounds();
+        assert!(processor_time(&plan, &samples).ends_with("| accept-all | 2.000 (2.000-2.000) / 0.500 |\n"));
+    }
+
+    #[test]
+    fn only_who_has_a_cache_has_answers() {
+        let (plan, samples) = two_rounds();
+        assert_eq!(answered(&plan, &samples), None);
+        assert_eq!(observed(1.0).answered_share(), 0.75);
     }
 
     #[test]
@@ -226,7 +290,7 @@ mod tests {
         let (plan, samples) = two_rounds();
         assert!(ratio_table(&plan, &samples, 0).contains("| accept-all | 0.72 (0.70-0.75) |"));
         let below = "- accept-all / none, udp-64: 0.72 (0.70-0.75) BELOW 0.8 (0.8 reached in 0 of 2 rounds)\n";
-        assert_eq!(verdicts(&plan, &samples, (1, 0), TARGET), below);
-        assert!(verdicts(&plan, &samples, (0, 1), TARGET).contains("PASS (0.8 reached in 2 of 2 rounds)"));
+        assert_eq!(verdicts(&plan, &samples, (1, 0), 0.8), below);
+        assert!(verdicts(&plan, &samples, (0, 1), 0.8).contains("PASS (0.8 reached in 2 of 2 rounds)"));
     }
 }

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getppid};
 
@@ -90,6 +90,16 @@ impl Supervisor {
                 Wake::TimedOut => bail!("{} is not ready in time", process.name),
             }
         }
+    }
+
+    /// Lets time pass.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn pause(&self, duration: Duration) -> Result<()> {
+        let deadline = Instant::now() + duration;
+        while self.wait(None, deadline)? != Wake::TimedOut {}
+        Ok(())
     }
 
     fn wait(&self, watched: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<Wake> {
@@ -222,6 +232,24 @@ impl Ward {
         }
     }
 
+    /// All of its (piped) standard output, from here to the end.
+    ///
+    /// # Errors
+    /// The deadline passed, or [`Interrupted`].
+    pub fn rest(&mut self, supervisor: &Supervisor, deadline: Instant) -> Result<String> {
+        let mut all = std::mem::take(&mut self.unread);
+        let name = &self.name;
+        let stdout = self.child.stdout.as_mut().with_context(|| format!("{name} has no standard output here"))?;
+        loop {
+            supervisor.readable(stdout.as_fd(), deadline).with_context(|| format!("waiting for {name}"))?;
+            let mut chunk = [0; 4096];
+            match stdout.read(&mut chunk).with_context(|| format!("cannot read from {name}"))? {
+                0 => return String::from_utf8(all).with_context(|| format!("{name} said something unreadable")),
+                count => all.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+
     /// Writes a line to its (piped) standard input.
     ///
     /// # Errors
@@ -264,17 +292,29 @@ impl Ward {
     pub fn terminate(mut self, supervisor: &Supervisor, grace: Duration) -> Result<ExitStatus> {
         // Cannot hit another process: the child is not reaped yet, so its id is still its own.
         if self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))?.is_none() {
-            kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)
-                .with_context(|| format!("cannot end {}", self.name))?;
+            self.signal(Signal::SIGTERM).with_context(|| format!("cannot end {}", self.name))?;
         }
         self.ended(supervisor, Instant::now() + grace)
+    }
+
+    /// To it and what it has started: those of [`command_in`] lead a process group. Only while it is not reaped, or the
+    /// number might be another's.
+    fn signal(&self, signal: Signal) -> nix::Result<()> {
+        let pid = Pid::from_raw(self.child.id() as i32);
+        match killpg(pid, signal) {
+            Err(Errno::ESRCH) => kill(pid, signal),
+            outcome => outcome,
+        }
     }
 }
 
 impl Drop for Ward {
     fn drop(&mut self) {
+        // Once it is reaped, its number may be another's.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.signal(Signal::SIGKILL);
+        }
         // Fails only when it has been reaped already; either way nothing is left.
-        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

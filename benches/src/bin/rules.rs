@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use benches::comparison::{Plan, compare};
-use benches::contender::{Contender, Programs, digest_of};
+use benches::contender::{Cache, Contender, Programs, digest_of};
 use benches::lab::Lab;
 use benches::measure::Measure;
 use benches::supervise::{Interrupted, Supervisor, exec_in, own_path};
@@ -125,7 +125,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     print!("{}", machine::facts()?);
     println!("- {rounds} rounds; median (least-most)\n");
     if wants(Part::Packets) {
-        packets(&supervisor, &lab, &programs, [&file(1)?, &file(rules)?], rules, (duration, rounds))?;
+        packets(&supervisor, &programs, [&file(1)?, &file(rules)?], rules, (duration, rounds))?;
     }
     if wants(Part::Restore) {
         println!("{}", changes::restores(&supervisor, &programs, &[rules / 10, rules], rounds)?);
@@ -145,7 +145,6 @@ const TARGET: f64 = 0.95;
 
 fn packets(
     supervisor: &Supervisor,
-    lab: &Lab,
     programs: &Programs,
     [one, many]: [&Path; 2],
     count: u32,
@@ -154,14 +153,16 @@ fn packets(
     let with = |name: String, file: &Path| Contender::AppFw {
         name,
         options: Vec::new(),
+        cache: Cache::Off,
         programs: programs.clone(),
         ruleset: Some(file.to_owned()),
+        flows: 0,
     };
     let contenders =
         vec![with("1 rule".into(), one), with("1 rule again".into(), one), with(format!("{count} rules"), many)];
     let measures = vec![Measure::Udp64, Measure::UdpNew, Measure::Connect1];
-    let plan = Plan { contenders, measures, duration, rounds };
-    let samples = compare(supervisor, lab, &plan)?;
+    let plan = Plan { contenders, measures, duration, rounds, ipv6: false };
+    let samples = compare(supervisor, &plan)?;
     print!("{}", report::circumstances(&plan, &samples));
     println!("\n{}", report::figures(&plan, &samples));
     println!("{}", report::ratio_table(&plan, &samples, 0));

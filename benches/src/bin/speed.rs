@@ -4,26 +4,25 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use benches::accept_all;
 use benches::comparison::{Plan, compare, measure_once};
-use benches::contender::{Contender, Programs};
-use benches::lab::Lab;
-use benches::load;
-use benches::machine;
+use benches::contender::{Cache, Contender, Programs, digest_of};
+use benches::crowd::MANY;
+use benches::lab::{Lab, seclude};
 use benches::measure::Measure;
-use benches::report;
+use benches::opensnitch::OpenSnitch;
 use benches::supervise::{Interrupted, Supervisor, exec_in, own_path};
+use benches::{accept_all, chart, iperf3, load, machine, memory, packet_cost, report, rulesets, targets};
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Measure app-fw against no firewall and against a consumer that accepts everything
+/// Measure app-fw side by side with no firewall, plain rules, the least consumers, and other daemons
 ///
-/// Root is needed. Everything happens in two scratch network namespaces, which are removed at the end, however it comes.
-/// Tables go to standard output, progress to standard error. The exit status does not depend on the figures: 0 measured,
-/// 2 could not be measured, 130 interrupted.
+/// Root is needed. Everything happens in scratch network namespaces and among mounts that nobody else sees; all of it is gone at
+/// the end, however it comes. Tables go to standard output, progress to standard error. The exit status does not depend on
+/// the figures: 0 measured, 2 could not be measured, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "speed", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 struct Arguments {
@@ -33,21 +32,38 @@ struct Arguments {
     /// Its command line [default: ctl-fw beside this program]
     #[arg(long, value_name = "PATH")]
     ctl_fw: Option<PathBuf>,
-    /// Measure app-fw also with these options, under this name (repeatable)
-    #[arg(long, value_name = "NAME=OPTIONS", value_parser = variant)]
-    variant: Vec<(String, Vec<String>)>,
-    /// Length of each run of a measure
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
-    seconds: f64,
-    /// How often everything is measured
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
-    rounds: u16,
-    /// Only these contenders (none, accept-all, accept-all-again, app-fw, variants) and measures (tcp-bulk, connect-1, connect-8, udp-64, first)
+    /// Measure app-fw-off also with these options, under this name (repeatable)
+    #[arg(long, value_name = "NAME=OPTIONS", value_parser = named)]
+    variant: Vec<(String, String)>,
+    /// Measure another daemon under this name (repeatable); `sh -c` runs COMMAND in the client's namespace
+    ///
+    /// COMMAND also places the rules of iptables that lead to the daemon, and becomes the daemon by `exec`. It is ready a second
+    /// after it has bound a queue. One that is called `reference` is held against its target.
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = named)]
+    other: Vec<(String, String)>,
+    /// About two minutes: fewer contenders and measures, 3 rounds of 1 s
+    #[arg(long, conflicts_with = "only")]
+    quick: bool,
+    /// Length of each run of a measure [default: 2; iperf3 takes whole seconds]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// How often everything is measured [default: 5]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Only these contenders, measures and parts
+    ///
+    /// Contenders: none, conntrack, accept, accept-all, accept-all-no-gso, accept-all-again, app-fw-off, app-fw-cold, app-fw-on,
+    /// app-fw-on-many, opensnitch (where its package is installed), variants and others. Measures: tcp-bulk, connect-1,
+    /// connect-8, udp-64, loaded; and, only if named, udp-new and first. Parts: memory, packet-cost. To name none of a kind
+    /// means all of it, but no part if anything is named.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// The contender that the others are divided by
-    #[arg(long, value_name = "CONTENDER", default_value = "accept-all")]
-    baseline: String,
+    /// Contenders that the others are divided by
+    #[arg(long, value_name = "CONTENDER", value_delimiter = ',', default_value = "conntrack,accept-all")]
+    baseline: Vec<String>,
+    /// Write performance.md and performance.svg there too
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Use IPv6
     #[arg(short = '6', long)]
     ipv6: bool,
@@ -59,10 +75,11 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  speed                                          measure everything, about 6 minutes
-  speed --only none,accept-all,accept-all-again  without the daemon
-  speed --only app-fw,accept-all,udp-64          one measure
-  speed --hold app-fw udp-64                     keep the load up while perf looks at the daemon";
+  speed                                          measure everything, about 20 minutes
+  speed --quick                                  the same, roughly
+  speed --only app-fw-on,conntrack,udp-64        one measure
+  speed --hold app-fw-on udp-64                  keep the load up while perf looks
+  speed --other 'plain=iptables -A OUTPUT -j NFQUEUE && exec some-daemon --queue 0'";
 
 /// What the program is when it starts itself again.
 #[derive(Debug, Subcommand)]
@@ -87,6 +104,9 @@ enum Role {
         #[arg(value_parser = seconds)]
         seconds: f64,
     },
+    /// Send a packet to each of many addresses, and again when told to
+    #[command(hide = true)]
+    HoldFlows { flows: u32 },
     /// Send one packet and print how long its echo took, nanoseconds
     #[command(hide = true)]
     SendFirst { address: IpAddr },
@@ -100,12 +120,12 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn variant(text: &str) -> Result<(String, Vec<String>), String> {
-    let (name, options) = text.split_once('=').ok_or("must be NAME=OPTIONS")?;
+fn named(text: &str) -> Result<(String, String), String> {
+    let (name, rest) = text.split_once('=').ok_or("must be NAME=...")?;
     if name.is_empty() || name.contains(',') {
         return Err("the name must not be empty or hold a comma".to_owned());
     }
-    Ok((name.to_owned(), options.split_whitespace().map(str::to_owned).collect()))
+    Ok((name.to_owned(), rest.to_owned()))
 }
 
 fn main() -> ExitCode {
@@ -118,6 +138,7 @@ fn main() -> ExitCode {
         Some(Role::Drive { measure, address, seconds }) => {
             load::drive(*measure, *address, Duration::from_secs_f64(*seconds))
         }
+        Some(Role::HoldFlows { flows }) => load::hold_flows(*flows),
         Some(Role::SendFirst { address }) => load::send_first(*address),
     };
     match outcome {
@@ -137,73 +158,188 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("root is needed: network namespaces are made and queues are bound");
     }
-    let plan = plan(arguments)?;
     let supervisor = Supervisor::new()?;
-    let lab = Lab::create(arguments.ipv6)?;
+    seclude()?;
+    let home = tempfile::tempdir().context("cannot make a directory")?;
+    let selection = Selection::of(arguments, contenders(arguments, home.path())?)?;
+    let plan = &selection.plan;
     if arguments.hold.is_some() {
-        return hold(&supervisor, &lab, &plan);
+        return hold(&supervisor, plan);
     }
-    let facts = machine::facts()?;
-    let samples = compare(&supervisor, &lab, &plan)?;
-    println!("{facts}- {} rounds of {} s, {}", plan.rounds, arguments.seconds, lab.server_address());
-    print!("{}", report::circumstances(&plan, &samples));
-    println!("- median over the rounds (least-most)\n\n{}", report::figures(&plan, &samples));
-    if let Some(baseline) = plan.contenders.iter().position(|contender| contender.name() == arguments.baseline) {
-        println!("{}", report::ratio_table(&plan, &samples, baseline));
-        for (index, contender) in plan.contenders.iter().enumerate() {
-            if matches!(contender, Contender::AcceptAllAgain | Contender::AppFw { .. }) && index != baseline {
-                print!("{}", report::verdicts(&plan, &samples, (index, baseline), report::TARGET));
-            }
+    let report = compare_all(&supervisor, arguments, &selection)?;
+    println!("{}", report.text);
+    if let Some(folder) = &arguments.out {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for (name, text) in [("performance.md", &report.text), ("performance.svg", &report.picture)] {
+            let path = folder.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            eprintln!("wrote {}", path.display());
         }
     }
     Ok(())
 }
 
-fn plan(arguments: &Arguments) -> Result<Plan> {
-    let known = contenders(arguments)?;
-    let names: BTreeSet<&str> =
-        arguments.only.iter().chain(arguments.hold.iter().flatten()).map(String::as_str).collect();
-    for name in &names {
-        let is_contender = known.iter().any(|contender| contender.name() == *name);
-        if !is_contender && Measure::from_str(name, false).is_err() {
-            let known: Vec<&str> = known.iter().map(Contender::name).collect();
-            bail!("{name} is neither a contender ({}) nor a measure (see --help)", known.join(", "));
-        }
-    }
-    if !known.iter().any(|contender| contender.name() == arguments.baseline) {
-        bail!("the baseline {} is not a contender", arguments.baseline);
-    }
-    // Naming none of a kind means all of them.
-    let named = |name: &str| names.contains(name);
-    let any_contender = known.iter().any(|contender| named(contender.name()));
-    let any_measure = Measure::ALL.iter().any(|measure| named(measure.token()));
-    let contenders: Vec<Contender> =
-        known.into_iter().filter(|contender| !any_contender || named(contender.name())).collect();
-    let measures = Measure::ALL.into_iter().filter(|measure| !any_measure || named(measure.token())).collect();
-    contenders.iter().try_for_each(assert_built)?;
-    let duration = Duration::from_secs_f64(arguments.seconds);
-    Ok(Plan { contenders, measures, duration, rounds: usize::from(arguments.rounds) })
+/// What comes out.
+struct Report {
+    /// Markdown.
+    text: String,
+    /// SVG.
+    picture: String,
 }
 
-fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
+fn compare_all(supervisor: &Supervisor, arguments: &Arguments, selection: &Selection) -> Result<Report> {
+    let plan = &selection.plan;
+    let seconds = plan.duration.as_secs_f64();
+    // Before the load is part of it.
+    let mut text = machine::facts()?;
+    let samples = compare(supervisor, plan)?;
+    let packet_cost = match selection.cached() {
+        Some(contender) if selection.packet_cost => packet_cost::nanoseconds(supervisor, plan, contender)?,
+        _ => Vec::new(),
+    };
+    text += &format!("- {} rounds of {seconds} s{}\n", plan.rounds, if plan.ipv6 { ", IPv6" } else { "" });
+    text += &report::circumstances(plan, &samples);
+    text += &format!("- median over the rounds (least-most)\n\n{}", report::figures(plan, &samples));
+    for name in &arguments.baseline {
+        if let Some(baseline) = plan.contenders.iter().position(|contender| contender.name() == name) {
+            text += &format!("\n{}", report::ratio_table(plan, &samples, baseline));
+        }
+    }
+    text += &format!("\n{}", report::processor_time(plan, &samples));
+    if let Some(answered) = report::answered(plan, &samples) {
+        text += &format!("\n{answered}");
+    }
+    if selection.memory {
+        let table = memory::table_of(supervisor, plan, selection.remembering(), MANY)?;
+        text += &format!("\nMemory, with {MANY} flows:\n\n{table}");
+    }
+    if let Some(contender) = selection.cached() {
+        text.extend(packet_cost::sentence(contender.name(), &packet_cost, plan.duration).map(|it| format!("\n{it}")));
+    }
+    text += &format!("\n{}", targets::table_of(plan, &samples, &packet_cost));
+    Ok(Report { text, picture: chart::picture(plan, &samples) })
+}
+
+/// What is to be done.
+struct Selection {
+    plan: Plan,
+    memory: bool,
+    packet_cost: bool,
+}
+
+/// Names of what is no measure.
+const MEMORY: &str = "memory";
+const PACKET_COST: &str = "packet-cost";
+/// What `--quick` is about.
+const QUICK: [&str; 5] = ["none", "conntrack", "accept-all", "app-fw-off", "app-fw-on"];
+const QUICK_MEASURES: [Measure; 4] = [Measure::TcpBulk, Measure::Connect1, Measure::Udp64, Measure::Loaded];
+
+impl Selection {
+    fn of(arguments: &Arguments, known: Vec<Contender>) -> Result<Self> {
+        let names: BTreeSet<&str> =
+            arguments.only.iter().chain(arguments.hold.iter().flatten()).map(String::as_str).collect();
+        let named = |name: &str| names.contains(name);
+        for name in &names {
+            let is_contender = known.iter().any(|contender| contender.name() == *name);
+            if !is_contender && ![MEMORY, PACKET_COST].contains(name) && Measure::from_str(name, false).is_err() {
+                let known: Vec<&str> = known.iter().map(Contender::name).collect();
+                bail!("{name} is neither a contender here ({}) nor a measure or part (see --help)", known.join(", "));
+            }
+        }
+        // Naming none of a kind means all of them.
+        let any_contender = known.iter().any(|contender| named(contender.name()));
+        let is_meant = |contender: &Contender| match contender {
+            _ if any_contender => named(contender.name()),
+            Contender::Other { .. } => true,
+            _ => !arguments.quick || QUICK.contains(&contender.name()),
+        };
+        let contenders: Vec<Contender> = known.into_iter().filter(is_meant).collect();
+        let mut measures: Vec<Measure> =
+            Measure::value_variants().iter().copied().filter(|measure| named(measure.token())).collect();
+        let only_parts = measures.is_empty() && (named(MEMORY) || named(PACKET_COST)) && !any_contender;
+        if measures.is_empty() && !only_parts {
+            measures = if arguments.quick { QUICK_MEASURES.to_vec() } else { Measure::USUAL.to_vec() };
+        }
+        contenders.iter().try_for_each(assert_built)?;
+        if measures.contains(&Measure::TcpBulk) && Command::new(iperf3::PROGRAM).arg("-v").output().is_err() {
+            bail!("iperf3 is missing: apt-get install iperf3, or name other measures (--only)");
+        }
+        let (rounds, seconds) = if arguments.quick { (3, 1.0) } else { (5, 2.0) };
+        let plan = Plan {
+            contenders,
+            measures,
+            duration: Duration::from_secs_f64(arguments.seconds.unwrap_or(seconds)),
+            rounds: usize::from(arguments.rounds.unwrap_or(rounds)),
+            ipv6: arguments.ipv6,
+        };
+        let part = |name: &str| if names.is_empty() { true } else { named(name) };
+        Ok(Self { plan, memory: part(MEMORY), packet_cost: part(PACKET_COST) })
+    }
+
+    /// Whose packets the kernel answers.
+    fn cached(&self) -> Option<&Contender> {
+        let is_it = |it: &&Contender| matches!(it, Contender::AppFw { cache: Cache::On, flows: 0, .. });
+        self.plan.contenders.iter().find(is_it)
+    }
+
+    /// Those that remember flows, each in one of its guises.
+    fn remembering(&self) -> impl Iterator<Item = &Contender> {
+        self.plan.contenders.iter().filter(|contender| match contender {
+            Contender::None | Contender::Accept => false,
+            Contender::AcceptAll { .. } => contender.name() == "accept-all",
+            Contender::AppFw { cache, flows, .. } => *cache != Cache::Cold && *flows == 0,
+            Contender::Conntrack | Contender::OpenSnitch(_) | Contender::Other { .. } => true,
+        })
+    }
+}
+
+/// All that can be measured here. Files that they need are made in `home`.
+fn contenders(arguments: &Arguments, home: &Path) -> Result<Vec<Contender>> {
     let own = own_path()?;
     let beside = |name: &str| own.with_file_name(name);
     let programs = Programs {
         app_fw: arguments.app_fw.clone().unwrap_or_else(|| beside("app-fw")),
         ctl_fw: arguments.ctl_fw.clone().unwrap_or_else(|| beside("ctl-fw")),
     };
-    let mut all = vec![Contender::None, Contender::AcceptAll, Contender::AcceptAllAgain];
-    let plain = ("app-fw".to_owned(), Vec::new());
-    for (name, options) in std::iter::once(&plain).chain(&arguments.variant) {
-        if all.iter().any(|contender| contender.name() == name) {
-            bail!("two contenders are called {name}");
-        }
-        all.push(Contender::AppFw {
-            name: name.clone(),
-            options: options.clone(),
+    let app_fw = |name: &str, cache, options: &str| Contender::AppFw {
+        name: name.to_owned(),
+        options: options.split_whitespace().map(str::to_owned).collect(),
+        cache,
+        programs: programs.clone(),
+        ruleset: None,
+        flows: 0,
+    };
+    let ruleset = home.join("many-rules");
+    std::fs::write(&ruleset, rulesets::mixed(MANY, 0, &digest_of(&own)?)).context("cannot write rules")?;
+    let mut all = vec![
+        Contender::None,
+        Contender::Conntrack,
+        Contender::Accept,
+        Contender::AcceptAll { name: "accept-all", gso: true },
+        Contender::AcceptAll { name: "accept-all-again", gso: true },
+        Contender::AcceptAll { name: "accept-all-no-gso", gso: false },
+        app_fw("app-fw-off", Cache::Off, ""),
+        app_fw("app-fw-cold", Cache::Cold, ""),
+        app_fw("app-fw-on", Cache::On, ""),
+        Contender::AppFw {
+            name: "app-fw-on-many".to_owned(),
+            options: Vec::new(),
+            cache: Cache::On,
             programs: programs.clone(),
-            ruleset: None,
-        });
+            ruleset: Some(ruleset),
+            flows: MANY,
+        },
+    ];
+    all.extend(OpenSnitch::prepare(home)?.map(Contender::OpenSnitch));
+    all.extend(arguments.variant.iter().map(|(name, options)| app_fw(name, Cache::Off, options)));
+    let other = |(name, command): &(String, String)| Contender::Other { name: name.clone(), command: command.clone() };
+    all.extend(arguments.other.iter().map(other));
+    let names: BTreeSet<&str> = all.iter().map(Contender::name).collect();
+    if names.len() < all.len() {
+        bail!("two contenders have the same name");
+    }
+    if let Some(name) = arguments.baseline.iter().find(|name| !names.contains(name.as_str())) {
+        bail!("the baseline {name} is not a contender");
     }
     Ok(all)
 }
@@ -223,15 +359,16 @@ fn assert_built(contender: &Contender) -> Result<()> {
     Ok(())
 }
 
-fn hold(supervisor: &Supervisor, lab: &Lab, plan: &Plan) -> Result<()> {
+fn hold(supervisor: &Supervisor, plan: &Plan) -> Result<()> {
     let ([contender], [measure]) = (plan.contenders.as_slice(), plan.measures.as_slice()) else {
         bail!("--hold takes a contender and a measure");
     };
-    let mut guard = contender.stand_guard(supervisor, lab)?;
+    let lab = Lab::create(plan.ipv6)?;
+    let mut guard = contender.stand_guard(supervisor, &lab)?;
     let consumer = guard.pid().map_or("no consumer".to_owned(), |pid| format!("consumer is process {pid}"));
-    eprintln!("holding in {}; {consumer}; end with Ctrl-C", lab.client.path().display());
+    eprintln!("holding; {consumer}; this is process {}; end with Ctrl-C", std::process::id());
     loop {
-        match measure_once(supervisor, lab, contender, &mut guard, *measure, plan.duration) {
+        match measure_once(supervisor, &lab, contender, &mut guard, *measure, plan.duration) {
             Ok(_) => {}
             Err(error) if error.downcast_ref::<Interrupted>().is_some() => {
                 return guard.stand_down(supervisor).context("after the interruption");

@@ -19,18 +19,21 @@ fn endpoints(address: IpAddr, threads: u16) -> impl Iterator<Item = SocketAddr> 
 
 /// The client counts; what is returned here only says that the server was there.
 pub(super) fn serve(address: IpAddr, threads: u16) -> Result<Outcome> {
-    for at in endpoints(address, threads) {
-        let listener = TcpListener::bind(at).with_context(|| format!("cannot listen at {at}"))?;
-        // Ends with the process, when the outcome has been asked for.
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                // A connection that breaks here breaks at the client too, and there it ends the measure.
-                let _ = stream.and_then(answer);
-            }
-        });
-    }
+    endpoints(address, threads).try_for_each(serve_at)?;
     ready_until_asked()?;
     Ok(Outcome { count: 0, elapsed: Duration::ZERO, latency: None })
+}
+
+/// Serves one endpoint in a thread that ends with the process.
+pub(super) fn serve_at(at: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(at).with_context(|| format!("cannot listen at {at}"))?;
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            // A connection that breaks here breaks at the client too, and there it ends the measure.
+            let _ = stream.and_then(answer);
+        }
+    });
+    Ok(())
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
@@ -65,7 +68,7 @@ pub(super) fn drive(address: IpAddr, threads: u16, duration: Duration) -> Result
 }
 
 /// Returns, for each connection, the nanoseconds from the call of connect to the arrival of the answer.
-fn connect_repeatedly(to: SocketAddr, duration: Duration) -> Result<Vec<u64>> {
+pub(super) fn connect_repeatedly(to: SocketAddr, duration: Duration) -> Result<Vec<u64>> {
     // Room for 50,000 per second, so that growing the list disturbs nothing.
     let mut times = Vec::with_capacity(duration.as_millis() as usize * 50);
     let start = Instant::now();

@@ -2,29 +2,30 @@
 //!
 //! Both are this program in another role, so that each is a process of its own with its own image, as the traffic of a
 //! real program would be. They talk to the run over standard input and output: the server says `ready`, the client works
-//! for the given time and prints its [`Outcome`], and the server prints its own once it is told to.
+//! for the given time and prints its [`Outcome`], and the server prints its own once it is told to. TCP bulk alone is the work
+//! of iperf3.
 
 mod connect;
 mod first;
+mod loaded;
 mod outcome;
-mod tcp_bulk;
 mod udp;
 
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::prctl;
 
 use crate::measure::Measure;
 
 pub use first::send_first;
 pub use outcome::{Latency, Outcome};
-pub use udp::PAYLOAD as UDP_PAYLOAD;
+pub use udp::{PAYLOAD as UDP_PAYLOAD, hold_flows};
 
 /// First port that is served; further ones follow it.
-const PORT: u16 = 5001;
+pub(crate) const PORT: u16 = 5001;
 
 /// Receives the load of `measure` at `address` and counts it.
 ///
@@ -33,10 +34,11 @@ const PORT: u16 = 5001;
 pub fn serve(measure: Measure, address: IpAddr) -> Result<()> {
     name_thread("bench-server")?;
     let outcome = match measure {
-        Measure::TcpBulk => tcp_bulk::serve(SocketAddr::new(address, PORT))?,
+        Measure::TcpBulk => bail!("iperf3 does that"),
         Measure::Connect1 | Measure::Connect8 => connect::serve(address, measure.threads())?,
         Measure::Udp64 => udp::serve(SocketAddr::new(address, PORT), 1)?,
         Measure::UdpNew => udp::serve(SocketAddr::new(any(address), PORT), udp::PORTS)?,
+        Measure::Loaded => loaded::serve(address)?,
         Measure::First => first::serve(address)?,
     };
     say(&outcome.to_string())
@@ -49,10 +51,11 @@ pub fn serve(measure: Measure, address: IpAddr) -> Result<()> {
 pub fn drive(measure: Measure, address: IpAddr, duration: Duration) -> Result<()> {
     name_thread("bench-client")?;
     let outcome = match measure {
-        Measure::TcpBulk => tcp_bulk::drive(SocketAddr::new(address, PORT), duration)?,
+        Measure::TcpBulk => bail!("iperf3 does that"),
         Measure::Connect1 | Measure::Connect8 => connect::drive(address, measure.threads(), duration)?,
         Measure::Udp64 => udp::drive(SocketAddr::new(address, PORT), duration)?,
         Measure::UdpNew => udp::drive_new_flows(PORT, duration)?,
+        Measure::Loaded => loaded::drive(address, duration)?,
         Measure::First => first::drive(address, duration)?,
     };
     say(&outcome.to_string())

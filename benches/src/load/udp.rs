@@ -3,7 +3,7 @@
 //! The sender is held back by its socket's send buffer: packets that wait in a queue count against it. So a slow guard
 //! mostly slows the sender down; what is lost all the same is not counted.
 
-use std::io::IoSliceMut;
+use std::io::{BufRead, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
 
-use super::{Outcome, any, ready_until_asked};
+use super::{Outcome, PORT, any, ready_until_asked, say};
 use crate::lab::CROWD;
 
 /// Bytes in each packet, after the UDP header.
@@ -95,16 +95,38 @@ pub(super) fn drive(to: SocketAddr, duration: Duration) -> Result<Outcome> {
 /// Each packet goes to the next of the server's many addresses, and when these are through, to the next port.
 pub(super) fn drive_new_flows(port: u16, duration: Duration) -> Result<Outcome> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
-    let (first, addresses) = CROWD;
+    let (_, addresses) = CROWD;
     let start = Instant::now();
     let mut count: u64 = 0;
     while start.elapsed() < duration {
         for _ in 0..BURST {
-            let address = Ipv4Addr::from_bits(first.to_bits() + (count % u64::from(addresses)) as u32);
+            let address = one_of_the_crowd((count % u64::from(addresses)) as u32);
             let port = port + (count / u64::from(addresses)) as u16 % PORTS;
             socket.send_to(&[0x5a; PAYLOAD], (address, port)).context("cannot send")?;
             count += 1;
         }
     }
     Ok(Outcome { count, elapsed: start.elapsed(), latency: None })
+}
+
+fn one_of_the_crowd(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(CROWD.0.to_bits() + number)
+}
+
+/// Sends a packet to each of `flows` addresses from one socket, says so, and does it again whenever it is told to.
+///
+/// # Errors
+/// Packets cannot be sent.
+pub fn hold_flows(flows: u32) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot make a socket")?;
+    let mut orders = std::io::stdin().lock().lines();
+    loop {
+        for number in 0..flows {
+            socket.send_to(&[0x5a; PAYLOAD], (one_of_the_crowd(number), PORT)).context("cannot send")?;
+        }
+        say("sent")?;
+        if orders.next().is_none() {
+            return Ok(());
+        }
+    }
 }
