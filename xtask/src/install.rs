@@ -58,6 +58,9 @@ const TEST: &[Package] = &[
     file("busybox-static", "/bin/busybox", "shell and sleep of the tests' container image"),
 ];
 
+/// For the comparison, on top of what the demo needs.
+const BENCH: &[Package] = &[program("iperf3", "iperf3", "sends as much as it can by TCP")];
+
 /// Where Debian has programs; a root shell's PATH may lack the sbin folders.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -76,6 +79,14 @@ impl Package {
 /// Not root, or a package cannot be installed.
 pub fn for_demo() -> Result<()> {
     install(&DEMO.iter().collect::<Vec<_>>())
+}
+
+/// Installs what the comparison needs. OpenSnitch is not among it: it is compared where somebody has installed it.
+///
+/// # Errors
+/// As [`for_demo`].
+pub fn for_bench() -> Result<()> {
+    install(&DEMO.iter().chain(BENCH).collect::<Vec<_>>())
 }
 
 /// Installs what the tests need.

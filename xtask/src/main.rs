@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's own commands. They install what they need, so that a clean Debian 12 with Rust is enough.
 
+mod bench;
 mod cargo;
 mod demo;
 mod install;
@@ -19,10 +20,14 @@ usage: cargo xtask COMMAND
                      blocks curl by its SHA-256 while wget passes; removes everything it made
   test [-- ARGS]     install what the tests need, then format check, clippy, rustdoc, and all tests
                      (ARGS go to `cargo test`)
+  bench [-- OPTIONS] install what is missing, build for release, and compare app-fw with no firewall, plain rules,
+                     minimal consumers and, if its package is installed, OpenSnitch; tables and a picture come to
+                     target/bench (`-- --quick`: two minutes; `-- --help`: all options)
   man DIR            build, and write the manual pages and shell completions into DIR
 
-The first two need root. Neither touches the machine's own network namespace.
-Exit code: 0 all as it should be, 1 something was not (the last line says what), 2 cannot be run like this.
+The first three need root. None touches the machine's own network namespace.
+Exit code: 0 all as it should be, 1 something was not (the last line says what), 2 cannot be run like this. That of bench
+does not depend on the figures.
 ";
 
 /// A reason not to start at all: exit code 2.
@@ -56,6 +61,8 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             print!("{USAGE}");
             Ok(ExitCode::SUCCESS)
         }
+        ["bench"] => bench::run(&[]).map(|()| ExitCode::SUCCESS),
+        ["bench", "--", more @ ..] => bench::run(more).map(|()| ExitCode::SUCCESS),
         ["demo"] => demo::run().map(|()| ExitCode::SUCCESS),
         ["man", dir] => man::run(dir).map(|()| ExitCode::SUCCESS),
         ["test"] => test::run(&[]),
