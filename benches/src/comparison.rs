@@ -109,7 +109,9 @@ pub fn compare(supervisor: &Supervisor, plan: &Plan) -> Result<Samples> {
                 guard.stand_down(supervisor)?;
             }
         }
-        eprintln!("round {} of {} done", round + 1, plan.rounds);
+        if !plan.measures.is_empty() {
+            eprintln!("round {} of {} done", round + 1, plan.rounds);
+        }
     }
     Ok(samples)
 }

@@ -1,15 +1,13 @@
 //! What a packet costs that the kernel has an answer for.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::bpf::{self, Runs};
-use crate::comparison::{Plan, measure_once};
+use crate::comparison::{Plan, Samples, measure_once};
 use crate::contender::Contender;
 use crate::lab::Lab;
 use crate::measure::Measure;
-use crate::report::Spread;
+use crate::report::{Spread, nanoseconds_more};
 use crate::supervise::Supervisor;
 
 /// Nanoseconds that the kernel's program runs for each packet of one flow, once for each round. The kernel's own looks at
@@ -48,15 +46,31 @@ fn busiest(before: &[(u64, Runs)], after: &[(u64, Runs)]) -> Option<Runs> {
     after.iter().map(since).max_by_key(|runs| runs.count)
 }
 
-/// One sentence.
-pub fn sentence(name: &str, nanoseconds: &[f64], duration: Duration) -> Option<String> {
-    let spread = Spread::of(nanoseconds.iter().copied())?.format(|nanoseconds| format!("{nanoseconds:.0}"));
-    Some(format!(
-        "The kernel's program that accepts, in `udp-64` by {name} ({} runs of {} s): {spread} ns per packet, the kernel's own \
-         looks at the clock included.\n",
+/// The contender that differs from one with the cache in nothing but the cache and the daemon.
+const PLAIN: &str = "accept";
+
+/// What was found, in sentences: the program's own time, and what the sender's rate says all of it costs.
+pub fn sentences(plan: &Plan, samples: &Samples, contender: &Contender, nanoseconds: &[f64]) -> Option<String> {
+    let format = |spread: Spread| spread.format(|nanoseconds| format!("{nanoseconds:.0}"));
+    let name = contender.name();
+    let mut text = format!(
+        "A packet that the kernel answers costs {} ns in the program that accepts (`udp-64` by {name}, {} runs of {} s, the \
+         kernel's own looks at the clock included).",
+        format(Spread::of(nanoseconds.iter().copied())?),
         nanoseconds.len(),
-        duration.as_secs_f64()
-    ))
+        plan.duration.as_secs_f64()
+    );
+    let index = |name: &str| plan.contenders.iter().position(|contender| contender.name() == name);
+    if let (Some(this), Some(plain)) = (index(name), index(PLAIN))
+        && let Some(more) = Spread::of(nanoseconds_more(samples, this, plain, Measure::Udp64))
+    {
+        text += &format!(
+            " By the rates of `udp-64` one takes {} ns longer than by {PLAIN}, which is that, the second rule, and what the \
+             daemon watches in system calls.",
+            format(more)
+        );
+    }
+    Some(text + "\n")
 }
 
 #[cfg(test)]

@@ -130,6 +130,13 @@ pub fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
+/// How many nanoseconds longer the machine takes for a packet by contender number `contender` than by number `baseline`, one
+/// per round.
+pub fn nanoseconds_more(samples: &Samples, contender: usize, baseline: usize, measure: Measure) -> Vec<f64> {
+    let pairs = samples.of(contender, measure).zip(samples.of(baseline, measure));
+    pairs.map(|(this, base)| (1.0 / this.rate - 1.0 / base.rate) * 1e9).collect()
+}
+
 /// Processor time: seconds of the whole machine, and of them those of the contender's processes, for what people pay for.
 pub fn processor_time(plan: &Plan, samples: &Samples) -> String {
     /// A measure, what its count is divided by, and what that makes.
@@ -283,6 +290,13 @@ pub mod tests {
         let expected = "- share of the machine taken by others, per sample: 25 % (25 %-25 %)\n\
                         - accept-all, udp-64: 2 packets lost in the queue\n";
         assert_eq!(circumstances(&plan, &samples), expected);
+    }
+
+    #[test]
+    fn slower_takes_longer() {
+        let (_, samples) = two_rounds();
+        let more: Vec<i64> = nanoseconds_more(&samples, 1, 0, Measure::Udp64).iter().map(|more| *more as i64).collect();
+        assert_eq!(more, [4_285_714, 1_666_666]);
     }
 
     #[test]

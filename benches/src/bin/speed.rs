@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use benches::comparison::{Plan, compare, measure_once};
+use benches::comparison::{Plan, Samples, compare, measure_once};
 use benches::contender::{Cache, Contender, Programs, digest_of};
 use benches::crowd::MANY;
 use benches::lab::{Lab, seclude};
@@ -54,8 +54,8 @@ struct Arguments {
     ///
     /// Contenders: none, conntrack, accept, accept-all, accept-all-no-gso, accept-all-again, app-fw-off, app-fw-cold, app-fw-on,
     /// app-fw-on-many, opensnitch (where its package is installed), variants and others. Measures: tcp-bulk, connect-1,
-    /// connect-8, udp-64, loaded; and, only if named, udp-new and first. Parts: memory, packet-cost. To name none of a kind
-    /// means all of it, but no part if anything is named.
+    /// connect-8, udp-64, loaded; and, only if named, udp-new and first. Parts: memory, packet-cost. To name no contender means
+    /// all of them; to name neither measure nor part, all measures.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Contenders that the others are divided by
@@ -160,7 +160,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     let supervisor = Supervisor::new()?;
     seclude()?;
-    let home = tempfile::tempdir().context("cannot make a directory")?;
+    let home = tempfile::TempDir::with_prefix("afw-bench-").context("cannot make a directory")?;
     let selection = Selection::of(arguments, contenders(arguments, home.path())?)?;
     let plan = &selection.plan;
     if arguments.hold.is_some() {
@@ -189,35 +189,43 @@ struct Report {
 
 fn compare_all(supervisor: &Supervisor, arguments: &Arguments, selection: &Selection) -> Result<Report> {
     let plan = &selection.plan;
-    let seconds = plan.duration.as_secs_f64();
     // Before the load is part of it.
     let mut text = machine::facts()?;
     let samples = compare(supervisor, plan)?;
+    if !plan.measures.is_empty() {
+        text += &speed_tables(arguments, plan, &samples);
+    }
     let packet_cost = match selection.cached() {
         Some(contender) if selection.packet_cost => packet_cost::nanoseconds(supervisor, plan, contender)?,
         _ => Vec::new(),
     };
-    text += &format!("- {} rounds of {seconds} s{}\n", plan.rounds, if plan.ipv6 { ", IPv6" } else { "" });
-    text += &report::circumstances(plan, &samples);
-    text += &format!("- median over the rounds (least-most)\n\n{}", report::figures(plan, &samples));
-    for name in &arguments.baseline {
-        if let Some(baseline) = plan.contenders.iter().position(|contender| contender.name() == name) {
-            text += &format!("\n{}", report::ratio_table(plan, &samples, baseline));
-        }
-    }
-    text += &format!("\n{}", report::processor_time(plan, &samples));
-    if let Some(answered) = report::answered(plan, &samples) {
-        text += &format!("\n{answered}");
-    }
     if selection.memory {
         let table = memory::table_of(supervisor, plan, selection.remembering(), MANY)?;
         text += &format!("\nMemory, with {MANY} flows:\n\n{table}");
     }
     if let Some(contender) = selection.cached() {
-        text.extend(packet_cost::sentence(contender.name(), &packet_cost, plan.duration).map(|it| format!("\n{it}")));
+        let found = packet_cost::sentences(plan, &samples, contender, &packet_cost);
+        text.extend(found.map(|sentences| format!("\n{sentences}")));
     }
-    text += &format!("\n{}", targets::table_of(plan, &samples, &packet_cost));
+    text.extend(targets::table_of(plan, &samples, &packet_cost).map(|table| format!("\n{table}")));
     Ok(Report { text, picture: chart::picture(plan, &samples) })
+}
+
+fn speed_tables(arguments: &Arguments, plan: &Plan, samples: &Samples) -> String {
+    let (seconds, family) = (plan.duration.as_secs_f64(), if plan.ipv6 { ", IPv6" } else { "" });
+    let mut text = format!("- {} rounds of {seconds} s{family}\n", plan.rounds);
+    text += &report::circumstances(plan, samples);
+    text += &format!("- median over the rounds (least-most)\n\n{}", report::figures(plan, samples));
+    for name in &arguments.baseline {
+        if let Some(baseline) = plan.contenders.iter().position(|contender| contender.name() == name) {
+            text += &format!("\n{}", report::ratio_table(plan, samples, baseline));
+        }
+    }
+    text += &format!("\n{}", report::processor_time(plan, samples));
+    if let Some(answered) = report::answered(plan, samples) {
+        text += &format!("\n{answered}");
+    }
+    text
 }
 
 /// What is to be done.
@@ -256,8 +264,7 @@ impl Selection {
         let contenders: Vec<Contender> = known.into_iter().filter(is_meant).collect();
         let mut measures: Vec<Measure> =
             Measure::value_variants().iter().copied().filter(|measure| named(measure.token())).collect();
-        let only_parts = measures.is_empty() && (named(MEMORY) || named(PACKET_COST)) && !any_contender;
-        if measures.is_empty() && !only_parts {
+        if measures.is_empty() && !named(MEMORY) && !named(PACKET_COST) {
             measures = if arguments.quick { QUICK_MEASURES.to_vec() } else { Measure::USUAL.to_vec() };
         }
         contenders.iter().try_for_each(assert_built)?;
@@ -272,7 +279,7 @@ impl Selection {
             rounds: usize::from(arguments.rounds.unwrap_or(rounds)),
             ipv6: arguments.ipv6,
         };
-        let part = |name: &str| if names.is_empty() { true } else { named(name) };
+        let part = |name: &str| names.is_empty() || named(name);
         Ok(Self { plan, memory: part(MEMORY), packet_cost: part(PACKET_COST) })
     }
 
