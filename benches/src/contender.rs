@@ -169,6 +169,8 @@ pub enum Reach {
     Some,
 }
 
+/// The program that accepts what the kernel has an answer for.
+pub const ACCEPTS: &str = concat!(pins!(), "/accept-output");
 /// A rule with these words lets the kernel answer. The daemon pins what the rules call.
 const PINNED: &str = "--object-pinned";
 
@@ -367,6 +369,11 @@ pub fn start_daemon(
     command.arg("--db").arg(home.path().join("rules.db")).arg("--socket").arg(&socket);
     command.args(["--queue-out", QUEUE]).args(cache.options()).args(options);
     command.stdout(output.try_clone().context("cannot keep the daemon's output")?).stderr(output);
+
+    if cache != Cache::Off && Path::new(pins!()).exists() {
+        // An earlier daemon's: what it has left there shall not answer for this one.
+        fs::remove_dir_all(pins!()).context("cannot remove earlier pins")?;
+    }
 
     let appearance = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("cannot watch files")?;
     appearance

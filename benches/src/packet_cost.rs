@@ -1,10 +1,12 @@
 //! What a packet costs that the kernel has an answer for.
 
-use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
 
-use crate::bpf::{self, Runs};
+use anyhow::{Result, ensure};
+
+use crate::bpf::{self, Program};
 use crate::comparison::{Plan, Samples, measure_once};
-use crate::contender::Contender;
+use crate::contender::{ACCEPTS, Contender};
 use crate::lab::Lab;
 use crate::measure::Measure;
 use crate::report::{Spread, nanoseconds_more};
@@ -22,28 +24,16 @@ pub fn nanoseconds(supervisor: &Supervisor, plan: &Plan, contender: &Contender) 
 fn once(supervisor: &Supervisor, plan: &Plan, contender: &Contender) -> Result<f64> {
     let lab = Lab::create(plan.ipv6)?;
     let mut guard = contender.stand_guard(supervisor, &lab)?;
-    let pid = guard.pid().context("only a daemon has programs")?;
-    let before = bpf::filters_of(pid)?;
+    let program = Program::pinned(Path::new(ACCEPTS))?;
     let counting = bpf::count_run_time()?;
+    let before = program.runs()?;
     let observed = measure_once(supervisor, &lab, contender, &mut guard, Measure::Udp64, plan.duration)?;
+    let after = program.runs()?;
     drop(counting);
-    let runs = busiest(&before, &bpf::filters_of(pid)?).context("the daemon holds no such program")?;
-    ensure!(runs.count >= observed.rules.answered, "the program ran {} times for more packets", runs.count);
     guard.stand_down(supervisor)?;
-    if runs.count == 0 {
-        bail!("the program did not run");
-    }
-    Ok(runs.time as f64 / runs.count as f64)
-}
-
-/// The runs since `before` of the filter that ran most: that is the one that accepts, because what it accepts the others do
-/// not see.
-fn busiest(before: &[(u64, Runs)], after: &[(u64, Runs)]) -> Option<Runs> {
-    let since = |&(id, runs): &(u64, Runs)| {
-        let earlier = before.iter().find(|(other, _)| *other == id).map_or(Runs::default(), |(_, runs)| *runs);
-        Runs { count: runs.count - earlier.count, time: runs.time - earlier.time }
-    };
-    after.iter().map(since).max_by_key(|runs| runs.count)
+    let (count, time) = (after.count - before.count, after.time - before.time);
+    ensure!(count > 0 && count >= observed.rules.answered, "the program ran {count} times for more packets");
+    Ok(time as f64 / count as f64)
 }
 
 /// The contender that differs from one with the cache in nothing but the cache and the daemon.
@@ -71,18 +61,4 @@ pub fn sentences(plan: &Plan, samples: &Samples, contender: &Contender, nanoseco
         );
     }
     Some(text + "\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_ran_before_does_not_count() {
-        let runs = |count, time| Runs { count, time };
-        let before = [(1, runs(1000, 5)), (2, runs(10, 100))];
-        let after = [(1, runs(1001, 6)), (2, runs(30, 2100)), (3, runs(2, 2))];
-        assert_eq!(busiest(&before, &after), Some(runs(20, 2000)));
-        assert_eq!(busiest(&before, &[]), None);
-    }
 }
