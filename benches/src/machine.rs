@@ -117,7 +117,7 @@ fn members(group: u32) -> Result<Vec<(u32, u64)>> {
         // One that ended meanwhile is no member any more.
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let (of, ticks) = parse_process(&text).with_context(|| format!("cannot read {text:?}"))?;
-        if of == group {
+        if of == i64::from(group) {
             members.push((pid, ticks));
         }
     }
@@ -143,8 +143,8 @@ fn parse_cpu_line(line: &str) -> Option<[u64; 8]> {
 }
 
 /// Process group, and utime + stime in ticks: proc_pid_stat(5). The name before them may hold blanks and brackets, so it is
-/// skipped from the end.
-fn parse_process(stat: &str) -> Option<(u32, u64)> {
+/// skipped from the end. A process that is just going away is of no group: -1.
+fn parse_process(stat: &str) -> Option<(i64, u64)> {
     let mut columns = stat.rsplit_once(')')?.1.split_whitespace();
     let group = columns.nth(2)?.parse().ok()?;
     let mut columns = columns.skip(8);
@@ -172,6 +172,8 @@ mod tests {
         assert_eq!(parse_cpu_line("cpu  1 2"), None);
         let stat = "77 (a) b (c) S 1 76 77 0 -1 4194560 100 0 0 0 30 12 0 0 20 0 1 0 5 0 0";
         assert_eq!(parse_process(stat), Some((76, 42)));
+        let going = "14822 (ip) X 0 -1 -1 0 -1 4227340 301 0 0 0 0 0 0 0 20 0 0 0 7546313 0 0";
+        assert_eq!(parse_process(going), Some((-1, 0)));
         assert_eq!(parse_process("77"), None);
     }
 
