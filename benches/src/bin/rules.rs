@@ -111,7 +111,6 @@ fn measure(arguments: &Arguments) -> Result<()> {
         }
     }
     let supervisor = Supervisor::new()?;
-    let lab = Lab::create(false)?;
     let folder = tempfile::tempdir().context("cannot make a directory")?;
     let digest = digest_of(&own)?;
     let file = |count: u32| -> Result<PathBuf> {
@@ -130,6 +129,8 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if wants(Part::Restore) {
         println!("{}", changes::restores(&supervisor, &programs, &[rules / 10, rules], rounds)?);
     }
+    // After the packets, which have namespaces of the same names.
+    let lab = Lab::create(false)?;
     if wants(Part::Change) {
         println!("{}", changes::singles(&supervisor, &lab, &programs, &file(rules)?)?);
     }
