@@ -38,7 +38,8 @@ enum kind {
 #define ON_MAKER 2u  /* the process slot of the owner, but for what it holds: its sockets tell that */
 #define ON_SENDER 4u /* a system call of the owner sends the packet */
 #define ON_CENSUS 8u /* no raw socket comes or goes */
-#define UNTOLD 16u   /* not one of these: somebody wants to be told of each such packet, and cannot be for now */
+#define ON_USER 16u  /* the thread that calls is of this user and group, and nobody traces it */
+#define UNTOLD 32u   /* not one of these: somebody wants to be told of each such packet, and cannot be for now */
 #define OTHERS_SHIFT 8 /* how many owners there are beside the first */
 #define OTHERS 4u
 
@@ -69,19 +70,14 @@ struct answer {
 	u64 process; /* of all owners: image_generation + shed_generation + standing_generation, and generation ON_OWNERS */
 	u64 port;    /* of the port at our end */
 	u64 start;   /* of the owner: start_boottime of the thread group leader, in TICKs, as /proc tells it */
-	union {
-		struct {
-			u64 cgroup;
-			u32 uid;
-			u32 gid;
-		} sender;
-		u32 others[OTHERS]; /* tgids */
-	};
+	u32 others[OTHERS]; /* tgids */
 	u32 owner; /* tgid */
+	u32 uid;   /* effective */
+	u32 gid;
 	u32 counter; /* index in cache_counters */
 	u64 expires; /* CLOCK_MONOTONIC, ns; 0: never */
 };
-_Static_assert(sizeof(struct answer) == 128, "mirrored in src/layout.rs");
+_Static_assert(sizeof(struct answer) == 136, "mirrored in src/layout.rs");
 
 /* Written by the daemon. */
 struct cache_control {
@@ -237,17 +233,13 @@ struct ipv6_header {
 /* What all of a packet's headers say; false if there is anything about them that the daemon should look at. */
 static __always_inline bool read_headers(struct __sk_buff *ctx, struct flow_key *key)
 {
-	u8 first;
+	struct ipv4_header ip;
 	u32 start, length;
-	u16 ports[4]; /* the first eight bytes: of UDP that is all */
+	u8 next[14]; /* TCP's up to the offset of its data. Even an empty datagram and its header have 28 bytes */
 
-	if (bpf_skb_load_bytes(ctx, 0, &first, 1))
+	if (bpf_skb_load_bytes(ctx, 0, &ip, sizeof(ip)))
 		return 0;
-	if (first >> 4 == 4) {
-		struct ipv4_header ip;
-
-		if (bpf_skb_load_bytes(ctx, 0, &ip, sizeof(ip)))
-			return 0;
+	if (ip.version_length >> 4 == 4) {
 		start = (ip.version_length & 15) * 4;
 		length = bpf_ntohs(ip.length);
 		if (start < sizeof(ip) || ip.fragment & bpf_htons(FRAGMENT))
@@ -256,35 +248,34 @@ static __always_inline bool read_headers(struct __sk_buff *ctx, struct flow_key 
 		key->protocol = ip.protocol;
 		key->source[0] = ip.source;
 		key->destination[0] = ip.destination;
-	} else if (first >> 4 == 6) {
-		struct ipv6_header ip;
+	} else if (ip.version_length >> 4 == 6) {
+		struct ipv6_header ip6;
 
-		if (bpf_skb_load_bytes(ctx, 0, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(ctx, 0, &ip6, sizeof(ip6)))
 			return 0;
-		start = sizeof(ip);
-		length = bpf_ntohs(ip.length) + sizeof(ip);
+		start = sizeof(ip6);
+		length = bpf_ntohs(ip6.length) + sizeof(ip6);
 		key->version = 6;
-		key->protocol = ip.next;
+		key->protocol = ip6.next;
 		for (int i = 0; i < 4; i++) {
-			key->source[i] = ip.source[i];
-			key->destination[i] = ip.destination[i];
+			key->source[i] = ip6.source[i];
+			key->destination[i] = ip6.destination[i];
 		}
 	} else {
 		return 0;
 	}
-	if (length != ctx->len || bpf_skb_load_bytes(ctx, start, ports, sizeof(ports)))
+	if (length != ctx->len)
 		return 0;
 	if (key->protocol == IPPROTO_TCP) {
-		u8 offset;
-
-		if (bpf_skb_load_bytes(ctx, start + 12, &offset, 1) || (offset >> 4) * 4 < TCP_HEADER ||
-		    start + (offset >> 4) * 4 > length)
+		if (bpf_skb_load_bytes(ctx, start, next, sizeof(next)) || (next[12] >> 4) * 4 < TCP_HEADER ||
+		    start + (next[12] >> 4) * 4 > length)
 			return 0;
-	} else if (key->protocol != IPPROTO_UDP || bpf_ntohs(ports[2]) != length - start) {
+	} else if (key->protocol != IPPROTO_UDP || bpf_skb_load_bytes(ctx, start, next, UDP_HEADER) ||
+		   (u32)(next[4] << 8 | next[5]) != length - start) {
 		return 0;
 	}
-	key->source_port = bpf_ntohs(ports[0]);
-	key->destination_port = bpf_ntohs(ports[1]);
+	key->source_port = next[0] << 8 | next[1];
+	key->destination_port = next[2] << 8 | next[3];
 	return 1;
 }
 
@@ -365,23 +356,26 @@ static __always_inline bool same(const struct flow_key *one, const volatile stru
 	return 1;
 }
 
-/* Somebody holds the socket, and what it sends is a datagram that was begun in the call that sends it. */
-static __always_inline bool sends_whole(const struct sock *sk)
-{
-	return sk && BPF_CORE_READ(sk, sk_socket, file) && !BPF_CORE_READ((struct udp_sock *)sk, pending);
-}
-
-/* The call that is running sends it, and as whom the answer was for. */
+/* The call that is running is the owner's and sends the datagram, which it has begun itself. */
 static __always_inline bool is_sent_by(struct __sk_buff *ctx, const volatile struct answer *answer)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+	const struct cred *cred;
+	struct task_struct *task;
 
-	return sends_whole(BPF_CORE_READ((struct sk_buff *)ctx, sk)) &&
-	       (u32)BPF_CORE_READ(task, tgid) == answer->owner &&
-	       BPF_CORE_READ(task, group_leader, start_boottime) / TICK == answer->start && !BPF_CORE_READ(task, ptrace) &&
-	       BPF_CORE_READ(task, real_cred, euid.val) == answer->sender.uid &&
-	       BPF_CORE_READ(task, real_cred, egid.val) == answer->sender.gid &&
-	       BPF_CORE_READ(task, group_leader, cgroups, dfl_cgrp, kn, id) == answer->sender.cgroup;
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != answer->owner || !sk ||
+	    BPF_CORE_READ((struct udp_sock *)sk, pending))
+		return 0;
+	/* What is known by its maker somebody holds: what nobody holds cannot be sent through. */
+	if (answer->depends & ON_OWNERS && !BPF_CORE_READ(sk, sk_socket, file))
+		return 0;
+	if (!(answer->depends & ON_USER))
+		return 1;
+	/* That the process is in another control group moves its standing. */
+	task = (struct task_struct *)bpf_get_current_task();
+	cred = BPF_CORE_READ(task, real_cred);
+	return !BPF_CORE_READ(task, ptrace) && BPF_CORE_READ(cred, euid.val) == answer->uid &&
+	       BPF_CORE_READ(cred, egid.val) == answer->gid;
 }
 
 /* A raw socket that writes TCP's headers itself fills in the checksum, which TCP leaves to the device. */
@@ -392,45 +386,41 @@ static __always_inline bool is_tcps_own(struct __sk_buff *ctx)
 
 #define TCP_TIME_WAIT 6
 #define TCP_NEW_SYN_RECV 12
-#define SOCK_DGRAM 2
 
 /* Whether this UDP socket is the only one that could have sent or get the packet: then no other socket has its port, whatever its
    address. */
-static __always_inline bool has_port_alone(const struct sock *sk)
+static __always_inline bool has_port_alone(struct __sk_buff *ctx)
 {
-	return !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) &&
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+
+	return sk && !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) &&
 	       !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport);
 }
 
 /* Has `made` say who made the packet's socket, if nobody else can hold it. 0, or why not. */
 static __always_inline int find_maker(struct __sk_buff *ctx, const struct flow_key *key, struct created_socket *made)
 {
-	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+	u32 kind = key->protocol == IPPROTO_TCP ? CREATED_TCP : CREATED_UDP;
 	const volatile struct wide *all = wide_slot();
 	const volatile struct process_slot *slot;
 	struct created_socket *known;
+	struct bpf_sock *sk = ctx->sk;
 	u64 cookie;
-	u8 state;
 
 	if (!sk || !all)
 		return MISS_SENDER;
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	/* Those have less than a socket has. */
-	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || state == TCP_LISTEN)
+	/* Two with the same ends may be bound to different devices. */
+	if (sk->bound_dev_if || sk->state == TCP_TIME_WAIT || sk->state == TCP_NEW_SYN_RECV || sk->state == TCP_LISTEN)
 		return MISS_SENDER;
-	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != key->protocol ||
-	    BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type) != (key->protocol == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM) ||
-	    BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if) ||
-	    BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns ||
-	    (key->protocol == IPPROTO_UDP && !has_port_alone(sk)))
-		return MISS_SENDER;
-	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	cookie = bpf_get_socket_cookie(ctx);
 	known = bpf_map_lookup_elem(&sockets, &cookie);
 	if (!known)
 		return MISS_UNKNOWN;
 	*made = *known;
+	if (made->flags != kind || (kind == CREATED_UDP && !has_port_alone(ctx)))
+		return MISS_SENDER;
 	slot = process_slot(made->creator);
-	if (!slot || made->flags || all->in_flight || slot->in_flight || slot->unreliable_holders ||
+	if (!slot || all->in_flight || slot->in_flight || slot->unreliable_holders ||
 	    slot->generation != made->process_generation || all->generation != made->wide_generation)
 		return MISS_PROCESS;
 	return 0;
@@ -509,6 +499,7 @@ struct question {
 #define HIT 0x10000	  /* and the index of the counter */
 #define HIT_UNTOLD 0x20000 /* besides */
 #define OTHER_VERDICT (-1)
+#define BY_MAKER (1u << OF_MAKER | 1u << OF_MAKER_TO)
 
 /* The answer of one kind: HIT, or why there is none. */
 static __noinline int look_up(struct __sk_buff *ctx, struct question *question, u32 kind)
@@ -572,16 +563,25 @@ static __always_inline int judge(struct __sk_buff *ctx, u8 chain, u32 verdict)
 	question.secret = control->secret;
 	if (!read_headers(ctx, &question.key))
 		return MISS_KIND;
-	if (!read_place(ctx, &question.key))
-		return MISS_PLACE;
 	question.kinds = control->kinds[chain][question.key.protocol == IPPROTO_UDP];
-	if (question.kinds & (1 << OF_MAKER | 1 << OF_MAKER_TO)) {
+	/* First what most packets find, for which it does not matter where they pass: a socket that is known by its maker is of the
+	   daemon's namespace. */
+	if (question.kinds & BY_MAKER) {
 		without_maker = find_maker(ctx, &question.key, &question.made);
 		if (without_maker) {
-			question.kinds &= ~(1 << OF_MAKER | 1 << OF_MAKER_TO);
+			question.kinds &= ~BY_MAKER;
 			miss = without_maker;
+		} else if (question.kinds & 1 << OF_MAKER) {
+			int found = look_up(ctx, &question, OF_MAKER);
+
+			if (found >= HIT || found == OTHER_VERDICT)
+				return found;
+			question.kinds &= ~(1 << OF_MAKER);
+			miss = found;
 		}
 	}
+	if (!read_place(ctx, &question.key))
+		return MISS_PLACE;
 	for (u32 kind = 0; kind < KINDS; kind++) {
 		int found;
 

@@ -33,7 +33,6 @@
 #define AF_XDP 44
 #define SOCK_PACKET 10		   /* with AF_INET: what AF_PACKET was before Linux 2.2, and the kernel still makes it */
 #define SOCK_TYPE_MASK 0xf
-#define SOCK_DGRAM 2
 #define SOCK_BINDPORT_LOCK 8	   /* include/net/sock.h: the port was asked for by bind(), not chosen by the kernel */
 /* Numbers without the size field, as the kernel's own switch compares them. */
 #define IOC_SIZE_MASK 0x3fff0000u
@@ -223,6 +222,7 @@ static __always_inline void note_accepted(struct task_struct *task, long fd)
 	sk = socket_in(file);
 	if (!sk || references(file) != 1)
 		return;
+	accepted.flags |= kind_of(sk);
 	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	if (cookie)
 		bpf_map_update_elem(&sockets, &cookie, &accepted, BPF_NOEXIST);

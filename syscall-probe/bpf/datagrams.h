@@ -9,11 +9,6 @@
 #include "maps.h"
 #include "writers.h"
 
-#define SOCK_STREAM 1
-
-/* Inode number of the daemon's network namespace: there the senders of packets are known (senders.h). */
-const volatile u32 own_netns;
-
 /* What was begun is sent, or goes with the socket. */
 static __always_inline void forget_unfinished(u64 cookie)
 {
@@ -45,6 +40,7 @@ int BPF_PROG(on_sent, struct sock *sk)
 	    BPF_CORE_READ_BITFIELD(sk, sk_type) == SOCK_STREAM)
 		return 0;
 	task = bpf_get_current_task_btf();
+	/* In the daemon's the senders of packets are known (senders.h). */
 	if (BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
 		note_writer(sk);
 	is_begun = is_udp(protocol) ? BPF_CORE_READ((struct udp_sock *)sk, pending) : BPF_CORE_READ(sk, sk_write_queue.qlen);

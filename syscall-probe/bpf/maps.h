@@ -14,6 +14,12 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+/* Inode number of the daemon's network namespace. */
+const volatile u32 own_netns;
+
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+
 #define PROCESS_SLOTS 65536
 #define PORTS 65536
 #define FILE_SLOTS 131072
@@ -80,6 +86,8 @@ struct created_socket {
 _Static_assert(sizeof(struct created_socket) == 40, "mirrored in src/layout.rs");
 #define CREATED_RAW 1u
 #define CREATED_SHARED_TABLE 2u
+#define CREATED_TCP 4u /* of TCP, in the daemon's network namespace */
+#define CREATED_UDP 8u /* of UDP, there */
 
 /* The last TCP connection that was begun from a port, for as long as the port's generation is the one written here.
    Index: local port, host order. An IPv4 address is in the first word; addresses are in network order. */
@@ -298,6 +306,18 @@ struct {
 static __always_inline u64 start_of(const struct task_struct *task)
 {
 	return BPF_CORE_READ(task, group_leader, start_boottime);
+}
+
+/* CREATED_* of what a socket is. */
+static __always_inline u32 kind_of(const struct sock *sk)
+{
+	u16 protocol = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol), type = BPF_CORE_READ_BITFIELD_PROBED(sk, sk_type);
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
+		return 0;
+	if (protocol == IPPROTO_TCP && type == SOCK_STREAM)
+		return CREATED_TCP;
+	return protocol == IPPROTO_UDP && type == SOCK_DGRAM ? CREATED_UDP : 0;
 }
 
 /* How many of its threads have not ended. */

@@ -41,6 +41,7 @@ int on_sock_create(struct bpf_sock *ctx)
 	}
 	if (BPF_CORE_READ(task, files, count.counter) > BPF_CORE_READ(task, signal, live.counter))
 		socket.flags |= CREATED_SHARED_TABLE;
+	socket.flags |= kind_of((struct sock *)ctx);
 	socket.creator = tgid;
 	socket.creator_start = BPF_CORE_READ(task, group_leader, start_boottime);
 	socket.process_generation = *(volatile u64 *)&slot->generation;

@@ -96,19 +96,24 @@ pub struct CachedSender {
     pub tgid: u32,
     /// When it began: hundredths of a second since boot, as proc_pid_stat(5) tells it.
     pub start: u64,
-    /// As whom it sends each packet by a system call; `None` where the kernel sends for it too.
-    pub standing: Option<CachedStanding>,
+    /// How packets come from it.
+    pub by: SentBy,
 }
 
-/// Whose a process is.
+/// How packets come from a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CachedStanding {
-    /// Effective user id.
-    pub uid: u32,
-    /// Effective group id.
-    pub gid: u32,
-    /// Id of its control group of version 2.
-    pub cgroup: u64,
+pub enum SentBy {
+    /// The kernel sends them for it, whenever it may.
+    Kernel,
+    /// Each is sent in a system call of its own.
+    Call,
+    /// Likewise, by a thread that nobody traces.
+    CallOf {
+        /// Its effective user id.
+        uid: u32,
+        /// Its effective group id.
+        gid: u32,
+    },
 }
 
 impl Basis {
@@ -316,31 +321,29 @@ impl Cache {
         const ON_MAKER: u64 = 2;
         const ON_SENDER: u64 = 4;
         const ON_CENSUS: u64 = 8;
-        const UNTOLD: u64 = 16;
+        const ON_USER: u64 = 16;
+        const UNTOLD: u64 = 32;
         const OTHERS_SHIFT: usize = 8;
         let processes = stamp.basis.processes();
-        let first = processes.first().copied().unwrap_or_default();
-        let Some(key) = stamp.flow.words(stamp.kind, first) else { return false };
-        let other = |index: usize| u64::from(processes.get(index).copied().unwrap_or_default());
+        let process = |index: usize| u64::from(processes.get(index).copied().unwrap_or_default());
+        let Some(key) = stamp.flow.words(stamp.kind, process(0) as u32) else { return false };
         let others = (processes.len().saturating_sub(1) as u64) << OTHERS_SHIFT;
-        let (mut start, mut union) = (0, [other(1) | other(2) << 32, other(3) | other(4) << 32]);
-        let on_sender = match &stamp.basis {
-            Basis::Sender(sender) | Basis::Maker(sender) => {
-                start = sender.start;
-                sender.standing.map_or(0, |standing| {
-                    union = [standing.cgroup, u64::from(standing.uid) | u64::from(standing.gid) << 32];
-                    ON_SENDER
-                })
-            }
-            _ => 0,
+        let (start, by) = match &stamp.basis {
+            Basis::Sender(sender) | Basis::Maker(sender) => (sender.start, sender.by),
+            _ => (0, SentBy::Kernel),
         };
-        let depends = match stamp.basis {
+        let (on_sender, uid, gid) = match by {
+            SentBy::Kernel => (0, 0, 0),
+            SentBy::Call => (ON_SENDER, 0, 0),
+            SentBy::CallOf { uid, gid } => (ON_SENDER | ON_USER, u64::from(uid), u64::from(gid)),
+        };
+        let on_whom = match stamp.basis {
             Basis::Nobody => 0,
-            Basis::Holders(_) => ON_OWNERS | others,
-            Basis::HoldersAlone(_) => ON_OWNERS | ON_CENSUS | others,
-            Basis::Sender(_) => ON_OWNERS | on_sender,
-            Basis::Maker(_) => ON_MAKER | on_sender,
-        } | untold.map_or(0, |_| UNTOLD);
+            Basis::Holders(_) | Basis::Sender(_) => ON_OWNERS,
+            Basis::HoldersAlone(_) => ON_OWNERS | ON_CENSUS,
+            Basis::Maker(_) => ON_MAKER,
+        };
+        let depends = on_whom | on_sender | others | untold.map_or(0, |_| UNTOLD);
         let now = monotonic();
         let mut words = [0; ANSWER_WORDS];
         words[..ANSWER_KEY].copy_from_slice(&key);
@@ -350,9 +353,10 @@ impl Cache {
             stamp.process,
             stamp.port,
             start,
-            union[0],
-            union[1],
-            u64::from(first) | u64::from(counter) << 32,
+            process(1) | process(2) << 32,
+            process(3) | process(4) << 32,
+            process(0) | uid << 32,
+            gid | u64::from(counter) << 32,
             untold.map_or(0, |life| now + life.as_nanos() as u64),
         ]);
         let place = self.place(&key);

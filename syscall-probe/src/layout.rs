@@ -90,7 +90,7 @@ pub(crate) const CACHE_COUNTERS: usize = 65_536;
 /// Words of a `struct flow_key`.
 pub(crate) const ANSWER_KEY: usize = 6;
 /// Words of a `struct answer` after `sequence`.
-pub(crate) const ANSWER_WORDS: usize = 15;
+pub(crate) const ANSWER_WORDS: usize = 16;
 
 /// `struct answer`.
 #[repr(C)]
@@ -127,7 +127,7 @@ pub(crate) struct CacheCounts {
     pub(crate) misses: [AtomicU64; 8],
 }
 
-const _: () = assert!(size_of::<AnswerSlot>() == 128);
+const _: () = assert!(size_of::<AnswerSlot>() == 136);
 const _: () = assert!(size_of::<CacheControl>() == 56);
 const _: () = assert!(size_of::<CacheCounter>() == 16);
 const _: () = assert!(size_of::<CacheCounts>() == 88);

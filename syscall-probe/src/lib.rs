@@ -40,8 +40,7 @@ mod sockets;
 mod sys;
 
 pub use cache::{
-    Basis, Cache, CacheCount, CachedChain, CachedFlow, CachedSender, CachedStanding, CachedVerdict, LEASE, MISSES,
-    Scope, Stamp,
+    Basis, Cache, CacheCount, CachedChain, CachedFlow, CachedSender, CachedVerdict, LEASE, MISSES, Scope, SentBy, Stamp,
 };
 pub use error::LoadError;
 pub use events::{Changes, Events};

@@ -2,9 +2,9 @@
 
 use shared::{Chain, Ports, Protocol, Verdict};
 use smallvec::SmallVec;
-use syscall_probe::{Basis, CachedChain, CachedFlow, CachedSender, CachedStanding, CachedVerdict, Scope};
+use syscall_probe::{Basis, CachedChain, CachedFlow, CachedSender, CachedVerdict, Scope, SentBy};
 
-use super::{Answer, Arrived, Identity, Pipeline, Place, Tell};
+use super::{Answer, Arrived, Identity, Pipeline, Place, Tell, Whose};
 use crate::image::Process;
 use crate::matcher::Dependence;
 use crate::packet::{About, Packet};
@@ -12,9 +12,9 @@ use crate::packet::{About, Packet};
 impl Pipeline {
     /// Lets the kernel use an answer for what comes after, if it sees all that the answer depends on.
     ///
-    /// The kernel compares what [`Answer::check`] compares. The answer is lent for as much as the rules say the same of: for all
+    /// The kernel compares what `Answer::check` compares. The answer is lent for as much as the rules say the same of: for all
     /// that the process sends, if they do not ask where. If it was lent so already, and the packet came here all the same,
-    /// the kernel could not tell whose the packet is: then for its flow, which the kernel finds by what [`super::FlowKey`] has.
+    /// the kernel could not tell whose the packet is: then for its flow, which the kernel finds by what `FlowKey` has.
     ///
     /// `wanted`: somebody wants to be told of such packets. If he is told of this one, he is to see the next one too.
     pub fn lend(&self, arrived: &Arrived, answer: &Answer, tell: Tell, wanted: bool) {
@@ -87,9 +87,9 @@ impl Pipeline {
         let Process { tgid, start } = holder.process;
         if self.world.chain == Chain::Input || packet.flow.protocol == Protocol::TCP {
             let as_made = self.world.chain == Chain::Input || self.is_tcps_own(arrived);
-            return as_made.then_some(Basis::Maker(CachedSender { tgid, start, standing: None }));
+            return as_made.then_some(Basis::Maker(CachedSender { tgid, start, by: SentBy::Kernel }));
         }
-        self.cached_sender(arrived, packet, holder.process).map(Basis::Maker)
+        self.cached_sender(arrived, packet, identity).map(Basis::Maker)
     }
 
     /// Those that the answer is about.
@@ -104,7 +104,7 @@ impl Pipeline {
                 self.is_tcps_own(arrived).then_some(Basis::Holders(holders))
             }
             (_, Place::Here(_)) => match &identity.owners.holders[..] {
-                [holder] => self.cached_sender(arrived, packet, holder.process).map(Basis::Sender),
+                [_] => self.cached_sender(arrived, packet, identity).map(Basis::Sender),
                 _ => None,
             },
         }
@@ -115,16 +115,18 @@ impl Pipeline {
         self.world.as_made && arrived.checksum_missing
     }
 
-    /// The process by a call of which the packet was sent.
-    fn cached_sender(&self, arrived: &Arrived, packet: &Packet, holder: Process) -> Option<CachedSender> {
+    /// The only owner, if the packet was sent in a call of his.
+    fn cached_sender(&self, arrived: &Arrived, packet: &Packet, identity: &Identity) -> Option<CachedSender> {
+        let (holder, whose) = (identity.owners.holders.first()?.process, identity.whose.first()?);
         let sender = self.sender(arrived, packet)?;
         let is_plain = sender.image.settled && !sender.traced && !sender.finished;
-        let standing = CachedStanding { uid: sender.uid, gid: sender.gid, cgroup: sender.cgroup };
-        (is_plain && Process::new(sender.tgid, sender.start) == holder).then_some(CachedSender {
-            tgid: holder.tgid,
-            start: holder.start,
-            standing: Some(standing),
-        })
+        // Rules that do not ask whose it is, or who traces it, say the same of all its threads.
+        let by = match *whose == Whose::default() {
+            true => SentBy::Call,
+            false => SentBy::CallOf { uid: sender.uid, gid: sender.gid },
+        };
+        let Process { tgid, start } = holder;
+        (is_plain && Process::new(sender.tgid, sender.start) == holder).then_some(CachedSender { tgid, start, by })
     }
 
     /// Whether there are no raw sockets, where the answer says so.

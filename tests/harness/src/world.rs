@@ -281,7 +281,7 @@ impl World {
             Daemon::start(self.namespace(ns), &program, files.clone(), &arguments)
                 .with_context(|| format!("world `{}`", self.label))
         };
-        if arguments.iter().any(|argument| has_none(&argument)) {
+        if arguments.iter().any(has_none) {
             return start(&[]);
         }
         if !kernel_cache::is_wanted() {
