@@ -356,18 +356,13 @@ static __always_inline bool same(const struct flow_key *one, const volatile stru
 	return 1;
 }
 
-/* The call that is running is the owner's and sends the datagram, which it has begun itself. */
-static __always_inline bool is_sent_by(struct __sk_buff *ctx, const volatile struct answer *answer)
+/* The call that is running is the owner's, as whom the answer was for. */
+static __always_inline bool is_called_by(const volatile struct answer *answer)
 {
-	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
 	const struct cred *cred;
 	struct task_struct *task;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != answer->owner || !sk ||
-	    BPF_CORE_READ((struct udp_sock *)sk, pending))
-		return 0;
-	/* What is known by its maker somebody holds: what nobody holds cannot be sent through. */
-	if (answer->depends & ON_OWNERS && !BPF_CORE_READ(sk, sk_socket, file))
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != answer->owner)
 		return 0;
 	if (!(answer->depends & ON_USER))
 		return 1;
@@ -378,6 +373,14 @@ static __always_inline bool is_sent_by(struct __sk_buff *ctx, const volatile str
 	       BPF_CORE_READ(cred, egid.val) == answer->gid;
 }
 
+/* Somebody holds the socket, and the datagram was begun in the call that sends it. */
+static __always_inline bool sends_whole(struct __sk_buff *ctx)
+{
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
+
+	return sk && BPF_CORE_READ(sk, sk_socket, file) && !BPF_CORE_READ((struct udp_sock *)sk, pending);
+}
+
 /* A raw socket that writes TCP's headers itself fills in the checksum, which TCP leaves to the device. */
 static __always_inline bool is_tcps_own(struct __sk_buff *ctx)
 {
@@ -386,16 +389,6 @@ static __always_inline bool is_tcps_own(struct __sk_buff *ctx)
 
 #define TCP_TIME_WAIT 6
 #define TCP_NEW_SYN_RECV 12
-
-/* Whether this UDP socket is the only one that could have sent or get the packet: then no other socket has its port, whatever its
-   address. */
-static __always_inline bool has_port_alone(struct __sk_buff *ctx)
-{
-	struct sock *sk = BPF_CORE_READ((struct sk_buff *)ctx, sk);
-
-	return sk && !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse) &&
-	       !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport);
-}
 
 /* Has `made` say who made the packet's socket, if nobody else can hold it. 0, or why not. */
 static __always_inline int find_maker(struct __sk_buff *ctx, const struct flow_key *key, struct created_socket *made)
@@ -417,7 +410,8 @@ static __always_inline int find_maker(struct __sk_buff *ctx, const struct flow_k
 	if (!known)
 		return MISS_UNKNOWN;
 	*made = *known;
-	if (made->flags != kind || (kind == CREATED_UDP && !has_port_alone(ctx)))
+	/* If a UDP socket does not share its port, no other has it, whatever its address. TCP's are told apart by their ends. */
+	if ((made->flags & ~(kind == CREATED_TCP ? CREATED_SHARING : 0)) != kind)
 		return MISS_SENDER;
 	slot = process_slot(made->creator);
 	if (!slot || all->in_flight || slot->in_flight || slot->unreliable_holders ||
@@ -479,8 +473,13 @@ static __always_inline int stale(struct __sk_buff *ctx, const struct flow_key *k
 	miss = moved(answer);
 	if (miss)
 		return miss;
+	if (depends & ON_SENDER && !is_called_by(answer))
+		return MISS_SENDER;
+	/* The packet's own socket was found, and nobody but its maker ever had it: what is in it is its maker's. */
+	if (depends & ON_MAKER)
+		return 0;
 	if (depends & ON_SENDER)
-		return is_sent_by(ctx, answer) ? 0 : MISS_SENDER;
+		return sends_whole(ctx) ? 0 : MISS_SENDER;
 	if (key->chain == INPUT || depends & ON_CENSUS)
 		return 0;
 	return key->protocol == IPPROTO_TCP && is_tcps_own(ctx) ? 0 : MISS_SENDER;
@@ -551,7 +550,7 @@ static __noinline int look_up(struct __sk_buff *ctx, struct question *question, 
 /* As HIT, or why the packet goes to the queue. */
 static __always_inline int judge(struct __sk_buff *ctx, u8 chain, u32 verdict)
 {
-	struct question question = { .key = { .chain = chain }, .now = bpf_ktime_get_ns(), .verdict = verdict };
+	struct question question = { .key = { .chain = chain }, .now = bpf_ktime_get_coarse_ns(), .verdict = verdict };
 	u32 zero = 0;
 	const volatile struct cache_control *control = bpf_map_lookup_elem(&cache_control, &zero);
 	int miss = MISS_UNKNOWN, without_maker;

@@ -29,6 +29,7 @@ SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_sent, struct sock *sk)
 {
 	u16 protocol = BPF_CORE_READ_BITFIELD(sk, sk_protocol), family = sk->__sk_common.skc_family;
+	struct net *net;
 	struct task_struct *task;
 	struct beginner caller = {}, *known;
 	struct process_slot *slot;
@@ -41,7 +42,8 @@ int BPF_PROG(on_sent, struct sock *sk)
 		return 0;
 	task = bpf_get_current_task_btf();
 	/* In the daemon's the senders of packets are known (senders.h). */
-	if (BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != own_netns)
+	net = sk->__sk_common.skc_net.net;
+	if (net->ns.inum != own_netns)
 		note_writer(sk);
 	is_begun = is_udp(protocol) ? BPF_CORE_READ((struct udp_sock *)sk, pending) : BPF_CORE_READ(sk, sk_write_queue.qlen);
 	if (!is_begun) {

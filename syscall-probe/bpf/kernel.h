@@ -246,6 +246,11 @@ struct udp_sock {
 	int pending; /* 0, or the family of a datagram that is begun and not sent */
 };
 
+/* What the context of a cgroup/setsockopt program is. */
+struct bpf_sockopt_kern {
+	struct sock *sk;
+};
+
 struct seq_file;
 
 struct bpf_iter_meta {

@@ -88,6 +88,7 @@ _Static_assert(sizeof(struct created_socket) == 40, "mirrored in src/layout.rs")
 #define CREATED_SHARED_TABLE 2u
 #define CREATED_TCP 4u /* of TCP, in the daemon's network namespace */
 #define CREATED_UDP 8u /* of UDP, there */
+#define CREATED_SHARING 16u /* it may share its port with others */
 
 /* The last TCP connection that was begun from a port, for as long as the port's generation is the one written here.
    Index: local port, host order. An IPv4 address is in the first word; addresses are in network order. */

@@ -16,6 +16,8 @@
 #define TCP_LISTEN 10
 #define SOCK_RAW 3
 #define SOL_SOCKET 1
+#define SO_REUSEADDR 2
+#define SO_REUSEPORT 15
 #define SO_BINDTODEVICE 25
 #define SO_BINDTOIFINDEX 62
 #define PAGE_SIZE 4096
@@ -135,19 +137,31 @@ static __always_inline void note_connection(struct bpf_sock_ops *ctx, u32 port, 
 	__sync_lock_test_and_set(&connection->writer, 0);
 }
 
-/* A connection that is bound to a device, before or after it was begun, does not keep others from having the same ends. */
+/* A connection that is bound to a device, before or after it was begun, does not keep others from having the same ends; and a
+   socket that allows others to have its port is not the only one that a packet may belong to. Noted before it is so. */
 SEC("cgroup/setsockopt")
 int on_set_option(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct connection *connection;
+	struct created_socket *made;
+	u64 cookie;
 	u32 port;
 
 	/* The kernel shows no more than a page, and before 6.5 takes a longer option, as iptables sets, for a mistake of this
 	   program's unless that says to leave it alone. */
 	if (ctx->optlen > PAGE_SIZE)
 		ctx->optlen = 0;
-	if (!sk || ctx->level != SOL_SOCKET || (ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX))
+	if (!sk || ctx->level != SOL_SOCKET)
+		return ALLOW;
+	if (ctx->optname == SO_REUSEADDR || ctx->optname == SO_REUSEPORT) {
+		cookie = BPF_CORE_READ((struct bpf_sockopt_kern *)ctx, sk, __sk_common.skc_cookie.counter);
+		made = bpf_map_lookup_elem(&sockets, &cookie);
+		if (made)
+			__sync_fetch_and_or(&made->flags, CREATED_SHARING);
+		return ALLOW;
+	}
+	if (ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX)
 		return ALLOW;
 	port = sk->src_port;
 	connection = bpf_map_lookup_elem(&connections, &port);
