@@ -154,7 +154,8 @@ static __always_inline u32 sets_break(struct task_struct *task, unsigned long to
 {
 	unsigned long from = BPF_CORE_READ(task, mm) ? BPF_CORE_READ(task, mm, brk) : 0;
 
-	return to && to < from ? sheds_executable(task, to, from - to) : 0;
+	/* A heap that grows is executable where everything readable is. */
+	return to ? maps_executable(task, PROT_READ) | (to < from ? sheds_executable(task, to, from - to) : 0) : 0;
 }
 
 static __always_inline struct file *file_of(struct task_struct *task, u32 fd)
@@ -623,19 +624,24 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 
 /*
  * Run once over all threads, after the two programs above were attached: a call that began before them is not counted
- * in flight, and a ring that was set up before them is not known. Both make their process one not to be trusted. The
+ * in flight, and a ring that was set up, or a descriptor table that was shared, before them is not known. All make their
+ * process one not to be trusted. The
  * registers of a thread that is in user mode are those of its last call; such a process is distrusted for nothing.
  */
 SEC("iter/task")
 int distrust_running(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
+	struct files_struct *files;
 	struct pt_regs *regs;
 	u32 nr, what;
 
 	if (!task || !BPF_CORE_READ(task, mm))
 		return 0;
-	if (task->io_uring)
+	files = BPF_CORE_READ(task, files);
+	/* Who shared a descriptor table before on_fork was there. */
+	if (task->io_uring || files != BPF_CORE_READ(task, group_leader, files) ||
+	    BPF_CORE_READ(files, count.counter) != threads_of(task))
 		distrust_process(task->tgid, UNRELIABLE_HOLDER);
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT;

@@ -23,6 +23,21 @@ static __always_inline bool is_udp(u16 protocol)
 	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
 }
 
+/* A message went through a Unix socket. Where that was not seen when the call began, because another thread has put the socket in the
+   place of another file meanwhile, it may have carried descriptors all the same. */
+static __always_inline void note_message(struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	u32 nr = (u32)regs->orig_ax & ~X32_SYSCALL_BIT, *note;
+	u64 thread = bpf_get_current_pid_tgid();
+
+	if (task->thread_info.status & TS_COMPAT ? nr != 345 && nr != 370 : nr != 46 && nr != 307 && nr != 518 && nr != 538)
+		return;
+	note = bpf_map_lookup_elem(&in_flight_threads, &thread);
+	if (!note || !(*note & IN_FLIGHT_PROCESS))
+		move_process(task->tgid);
+}
+
 /* After each call that sends, and while the caller still holds the socket: that it did, where nothing else tells; and who has put
    data into a datagram that is not sent yet. */
 SEC("tp_btf/sock_send_length")
@@ -37,6 +52,8 @@ int BPF_PROG(on_sent, struct sock *sk)
 	bool is_begun;
 	u64 cookie;
 
+	if (family == AF_UNIX)
+		note_message(bpf_get_current_task_btf());
 	if (protocol == IPPROTO_TCP || (family != AF_INET && family != AF_INET6) ||
 	    BPF_CORE_READ_BITFIELD(sk, sk_type) == SOCK_STREAM)
 		return 0;

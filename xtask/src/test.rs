@@ -72,7 +72,8 @@ pub fn run(more: &[&str]) -> Result<ExitCode> {
     // Who asks for some tests gets those.
     if more.is_empty() {
         step("tests without the verdict cache", &mut failed, || {
-            let mut command = cargo::command(&["test", "-p", "app-fw", "--test", "blackbox", "--no-fail-fast", "--"]);
+            // Of the workspace, or its dependencies would be built again with other features.
+            let mut command = cargo::command(&["test", "--workspace", "--test", "blackbox", "--no-fail-fast", "--"]);
             let again = tests(command.env(harness::kernel_cache::SWITCH, "off"), &WITHOUT_CACHE)?;
             total += again;
             again.judged()
